@@ -1,0 +1,2 @@
+//! Tieline's configuration.
+#![forbid(unsafe_code)]

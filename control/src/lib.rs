@@ -1,0 +1,4 @@
+//! Tieline's control plane.
+#![forbid(unsafe_code)]
+pub mod policy;
+pub mod state;

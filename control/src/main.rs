@@ -1,0 +1,3 @@
+//! The `tieline` command.
+#![forbid(unsafe_code)]
+fn main() {}

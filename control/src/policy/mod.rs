@@ -1,0 +1,2 @@
+//! Label policy.
+pub mod api;

@@ -1,0 +1,20 @@
+//! Tieline's packet path.
+//!
+//! Promises: the stages in [`encap`] and [`decap`] work on batches, never
+//! allocate, lock, log or read a clock per packet, never panic on any bytes,
+//! and give every frame a [`Verdict`](verdict::Verdict). Must not know:
+//! Kubernetes, configuration files, async runtimes.
+//!
+//! Start reading at [`worker`], which runs the stages over two
+//! [`Port`](port::Port)s; then [`encap`] and [`decap`]; then [`tables`].
+
+#![forbid(unsafe_code)]
+
+pub mod addr;
+pub mod frame;
+pub mod port;
+pub mod tables;
+pub mod wire;
+
+#[cfg(feature = "xsk")]
+pub use tieline_xsk as xsk;

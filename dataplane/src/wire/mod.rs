@@ -1,0 +1,93 @@
+//! Wire formats: checked views over bytes, and small value types.
+//!
+//! A view is made by `new_checked`, which proves once that every field it
+//! offers lies within the bytes; after that no getter panics. Setters don't
+//! check meaning. Each protocol is one file in the same order: lengths and
+//! field places, the view, its getters, its setters, tests over literal bytes.
+//! Receivers ignore what the standards tell them to ignore (reserved VXLAN
+//! bits), senders write zero there.
+//!
+//! [`packet`] reads an IP packet as far as forwarding and policy need it.
+
+use std::fmt;
+
+/// An Ethernet address.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, PartialOrd, Ord)]
+pub struct MacAddr(pub [u8; 6]);
+
+impl MacAddr {
+    /// The all-ones broadcast address.
+    pub const BROADCAST: Self = Self([0xff; 6]);
+}
+
+impl fmt::Display for MacAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl fmt::Debug for MacAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Why a text is no Ethernet address.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a MAC address such as 66:f9:37:c3:7e:94")]
+pub struct MacAddrError(pub String);
+
+impl std::str::FromStr for MacAddr {
+    type Err = MacAddrError;
+
+    fn from_str(text: &str) -> Result<Self, MacAddrError> {
+        let error = || MacAddrError(text.to_owned());
+        let mut bytes = [0u8; 6];
+        let mut parts = text.split(':');
+        for byte in &mut bytes {
+            let part = parts.next().filter(|part| part.len() == 2).ok_or_else(error)?;
+            *byte = u8::from_str_radix(part, 16).map_err(|_| error())?;
+        }
+        if parts.next().is_some() { Err(error()) } else { Ok(Self(bytes)) }
+    }
+}
+
+/// A VXLAN network identifier: 24 bits (RFC 7348 section 5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, PartialOrd, Ord)]
+pub struct Vni(u32);
+
+impl Vni {
+    /// The identifier, or `None` when it does not fit 24 bits.
+    pub const fn new(value: u32) -> Option<Self> {
+        if value < 1 << 24 { Some(Self(value)) } else { None }
+    }
+
+    /// The identifier as a number.
+    pub const fn get(self) -> u32 {
+        self.0
+    }
+}
+
+impl fmt::Display for Vni {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Why bytes are not what a view expects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WireError {
+    /// Fewer bytes than the header, or than a length field promises.
+    #[error("truncated")]
+    Truncated,
+    /// A field has a value that the format does not allow.
+    #[error("malformed")]
+    Malformed,
+    /// The header checksum does not match.
+    #[error("wrong checksum")]
+    Checksum,
+    /// Another protocol than the view's.
+    #[error("unsupported protocol")]
+    Unsupported,
+}

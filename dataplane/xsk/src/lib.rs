@@ -1,0 +1,1 @@
+//! AF_XDP for Tieline: the only crate with `unsafe`.

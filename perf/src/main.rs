@@ -1,0 +1,3 @@
+//! Tieline's perf harness.
+#![forbid(unsafe_code)]
+fn main() {}

@@ -1,0 +1,2 @@
+//! Network namespaces and traffic peers.
+#![forbid(unsafe_code)]

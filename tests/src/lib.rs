@@ -1,0 +1,2 @@
+//! Tieline's end-to-end test harness.
+#![forbid(unsafe_code)]
