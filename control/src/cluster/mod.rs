@@ -1,0 +1,1 @@
+//! Sources: what a cluster's objects are right now.

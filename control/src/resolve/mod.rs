@@ -1,0 +1,128 @@
+//! Routes, VTEPs and identities: pure functions of a [`World`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use tieline_dataplane::addr::Prefix;
+use tieline_dataplane::wire::{MacAddr, Vni};
+
+use crate::state::{ClusterId, Condition, Identity, World};
+
+/// Which VTEP: a node has one per family of its overlay addresses.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VtepKey {
+    /// The node's cluster.
+    pub cluster: ClusterId,
+    /// The node's name.
+    pub node: String,
+    /// Whether it is the VTEP for IPv6 (reached over the node's IPv6 address).
+    pub v6: bool,
+}
+
+/// A VTEP of another node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResolvedVtep {
+    /// The node's underlay address of the VTEP's family.
+    pub underlay: IpAddr,
+    /// Annotated or derived from the node's name.
+    pub mac: MacAddr,
+}
+
+/// Where a prefix lives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RouteTarget {
+    /// On this node.
+    Local,
+    /// On another node, which has a VTEP.
+    Node {
+        /// Its cluster.
+        cluster: ClusterId,
+        /// Its name.
+        node: String,
+    },
+}
+
+/// A route and why it exists.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResolvedRoute {
+    /// Where the prefix lives.
+    pub target: RouteTarget,
+    /// The object that it follows from, as in `IPAMBlock 10-1-0-0-26`.
+    pub origin: String,
+}
+
+/// This node's own place in the overlay.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Own {
+    /// Underlay addresses (the node's annotated addresses).
+    pub underlay: Vec<IpAddr>,
+    /// Addresses of our own VTEPs within the overlay.
+    pub tunnel: Vec<IpAddr>,
+    /// MAC of our VTEP for IPv4.
+    pub mac_v4: MacAddr,
+    /// MAC of our VTEP for IPv6.
+    pub mac_v6: MacAddr,
+    /// The overlay's network identifier.
+    pub vni: Vni,
+    /// The overlay's UDP port.
+    pub port: u16,
+    /// `vxlanMTU` when FelixConfiguration sets it.
+    pub mtu_v4: Option<u32>,
+    /// `vxlanMTUV6` when FelixConfiguration sets it.
+    pub mtu_v6: Option<u32>,
+}
+
+/// What [`resolve`] has worked out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resolved {
+    /// This node's own place.
+    pub own: Own,
+    /// The VTEPs that count: those of remote clusters, and with
+    /// `overlay.scope = "all"` those of the local cluster's other nodes.
+    pub vteps: BTreeMap<VtepKey, ResolvedVtep>,
+    /// Which node owns which prefix; a route to a node exists only if the node
+    /// has a VTEP in `vteps`.
+    pub routes: BTreeMap<Prefix, ResolvedRoute>,
+    /// Addresses of this node that packets may come from and go to: those of
+    /// its pods and its tunnel addresses.
+    pub local_addresses: BTreeSet<IpAddr>,
+    /// What does not fit.
+    pub conditions: Vec<Condition>,
+}
+
+/// Works out routes and VTEPs.
+pub fn resolve(world: &World) -> Resolved {
+    let _ = world;
+    Resolved {
+        own: Own {
+            underlay: Vec::new(),
+            tunnel: Vec::new(),
+            mac_v4: MacAddr::default(),
+            mac_v6: MacAddr::default(),
+            vni: Vni::default(),
+            port: 4789,
+            mtu_v4: None,
+            mtu_v6: None,
+        },
+        vteps: BTreeMap::new(),
+        routes: BTreeMap::new(),
+        local_addresses: BTreeSet::new(),
+        conditions: Vec::new(),
+    }
+}
+
+/// The VTEP through which a prefix of a node is reached: the one of the
+/// prefix's family where the node has it, else its other one.
+pub fn vtep_for(resolved: &Resolved, cluster: &ClusterId, node: &str, v4: bool) -> Option<VtepKey> {
+    [!v4, v4]
+        .into_iter()
+        .map(|v6| VtepKey { cluster: cluster.clone(), node: node.to_owned(), v6 })
+        .find(|key| resolved.vteps.contains_key(key))
+}
+
+/// Everything that rules can see: pods and host endpoints of all clusters,
+/// network sets of the local one.
+pub fn identities(world: &World) -> Vec<Identity> {
+    let _ = world;
+    Vec::new()
+}
