@@ -156,23 +156,8 @@ fn fragments_follow_their_first_one() {
         tables.policies = Policies::new([Some(Arc::new(policy(&[], &[allow_all()])))]);
     });
     let whole = udp(&a.side.pod(false), &b.side.pod(false), (1000, 2000), &[7; 64]);
-    let fragment = |offset: u16, more: bool, payload: std::ops::Range<usize>| {
-        let mut frame = whole[..34].to_vec();
-        frame.extend(&whole[payload]);
-        let total = (frame.len() - 14) as u16;
-        frame[16..18].copy_from_slice(&total.to_be_bytes());
-        frame[18..20].copy_from_slice(&[0x12, 0x34]);
-        frame[20..22].copy_from_slice(&((offset / 8) | (u16::from(more) << 13)).to_be_bytes());
-        frame[24..26].copy_from_slice(&[0, 0]);
-        let mut sum: u32 =
-            frame[14..34].chunks(2).map(|w| u32::from(w[0]) << 8 | u32::from(w[1])).sum();
-        while sum > 0xffff {
-            sum = (sum & 0xffff) + (sum >> 16);
-        }
-        frame[24..26].copy_from_slice(&(!(sum as u16)).to_be_bytes());
-        frame
-    };
-    let (first, later) = (fragment(0, true, 34..66), fragment(32, false, 66..106));
+    let first = fragment(&whole, 0x2000, 34..66);
+    let later = fragment(&whole, 32 / 8, 66..106);
     assert_eq!(a.outbound(&later), Err(DropReason::FragmentUnmatched));
     let first_on_wire = a.outbound(&first).unwrap();
     let later_on_wire = a.outbound(&later).unwrap();

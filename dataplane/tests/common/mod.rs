@@ -2,13 +2,15 @@
 #![allow(dead_code, unreachable_pub, reason = "not every test uses every helper")]
 
 use std::net::IpAddr;
+use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use etherparse::PacketBuilder;
 use tieline_dataplane::addr::{Addr, Prefix};
 use tieline_dataplane::flow::{FlowTable, Timeouts};
-use tieline_dataplane::frame::{HeapMemory, Memory};
+use tieline_dataplane::frame::{Frame, HeapMemory, Memory};
 use tieline_dataplane::port::memory::{MemoryPort, MemoryWire};
+use tieline_dataplane::port::{Port, PortStatistics};
 use tieline_dataplane::publish::Publisher;
 use tieline_dataplane::tables::policy::Direction;
 use tieline_dataplane::tables::{
@@ -16,7 +18,7 @@ use tieline_dataplane::tables::{
     Program, Route, RuleId, Snapshot, VtepId, VtepSpec,
 };
 use tieline_dataplane::verdict::DropReason;
-use tieline_dataplane::wire::{MacAddr, Vni};
+use tieline_dataplane::wire::{MacAddr, Vni, checksum};
 use tieline_dataplane::worker::{Idle, Worker, WorkerConfig};
 
 pub const CHUNKS: u32 = 64;
@@ -165,20 +167,32 @@ impl Node {
     }
 
     pub fn with_flows(me: Side, other: Side, flows: FlowTable) -> Self {
+        Self::over(me, other, flows, HeapMemory::new(CHUNKS, 2048), Quirk::None)
+    }
+
+    /// A node over this memory, whose gateway port may be an odd one.
+    pub fn over(
+        me: Side,
+        other: Side,
+        flows: FlowTable,
+        memory: HeapMemory,
+        gateway: Quirk,
+    ) -> Self {
         let (underlay_port, underlay) = MemoryPort::new();
-        let (gateway_port, gateway) = MemoryPort::new();
+        let (gateway_port, gateway_wire) = MemoryPort::new();
         let publisher = Publisher::new(snapshot(me, other));
         let flows = Arc::new(flows);
         let worker = Worker::new(
             WorkerConfig { cpu: None, batch: 16, idle: Idle::Sleep },
-            HeapMemory::new(CHUNKS, 2048),
+            memory,
             Box::new(underlay_port),
-            Box::new(gateway_port),
+            Box::new(OddPort { port: gateway_port, quirk: gateway }),
             (),
             publisher.reader(),
             flows.clone(),
         );
-        Self { side: me, worker, underlay, gateway, publisher, flows, now: 100 * SECOND }
+        let now = 100 * SECOND;
+        Self { side: me, worker, underlay, gateway: gateway_wire, publisher, flows, now }
     }
 
     /// Changes the tables.
@@ -227,6 +241,73 @@ impl Node {
             (frame, _) => panic!("frame {frame:?}, dropped {dropped:?}"),
         }
     }
+}
+
+/// What an [`OddPort`] does differently.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Quirk {
+    None,
+    /// Received frames begin at the very start of their chunk.
+    NoHeadroom,
+    /// Frames to send are never taken.
+    Stuck,
+}
+
+/// An in-memory port with a quirk.
+struct OddPort {
+    port: MemoryPort,
+    quirk: Quirk,
+}
+
+impl Port<HeapMemory> for OddPort {
+    fn receive(&mut self, memory: &mut HeapMemory, batch: &mut Vec<Frame>) -> usize {
+        let received = self.port.receive(memory, batch);
+        if self.quirk == Quirk::NoHeadroom {
+            for frame in batch {
+                let bytes = memory.bytes(frame).to_vec();
+                frame.head = 0;
+                memory.bytes_mut(frame).copy_from_slice(&bytes);
+            }
+        }
+        received
+    }
+
+    fn send(&mut self, memory: &mut HeapMemory, frames: &mut Vec<Frame>) -> usize {
+        if self.quirk == Quirk::Stuck { 0 } else { self.port.send(memory, frames) }
+    }
+
+    fn recycle(&mut self, memory: &mut HeapMemory) {
+        self.port.recycle(memory);
+    }
+
+    fn descriptor(&self) -> Option<RawFd> {
+        None
+    }
+
+    fn statistics(&self) -> PortStatistics {
+        Port::<HeapMemory>::statistics(&self.port)
+    }
+}
+
+/// Recomputes the checksum of an IPv4 header.
+pub fn seal(ip: &mut [u8]) {
+    let len = usize::from(ip[0] & 0xf) * 4;
+    ip[10..12].fill(0);
+    let sum = checksum::finish(checksum::sum(&ip[..len]));
+    ip[10..12].copy_from_slice(&sum.to_be_bytes());
+}
+
+/// A fragment of an IPv4 frame without options: `place` is the header's field
+/// for flags and offset, `payload` the part of the frame that it carries.
+pub fn fragment(whole: &[u8], place: u16, payload: std::ops::Range<usize>) -> Vec<u8> {
+    let mut frame = whole[..34].to_vec();
+    frame.extend(&whole[payload]);
+    let total = (frame.len() - 14) as u16;
+    frame[16..18].copy_from_slice(&total.to_be_bytes());
+    frame[18..20].copy_from_slice(&[0x12, 0x34]);
+    frame[20..22].copy_from_slice(&place.to_be_bytes());
+    seal(&mut frame[14..]);
+    frame
 }
 
 /// Two joined nodes.
