@@ -213,6 +213,40 @@ fn creates_adopts_and_removes_the_gateway() {
 }
 
 #[test]
+fn frames_that_no_worker_takes_come_to_nothing() {
+    let node = Space::new("dead");
+    node.set("ipv4/ip_forward", "1");
+    node.set("ipv6/conf/all/forwarding", "1");
+    let spec = GatewaySpec {
+        tunnel_addresses: vec![address("10.244.7.1"), address("fd00:244:7::1")],
+        ..spec()
+    };
+    let count = |device: &str, counter: &str| {
+        let text = node.ip(&format!("-j -s link show {device}"));
+        let parts = text.split(&format!("\"{counter}\":{{\"bytes\":")).nth(1).unwrap();
+        let packets = parts.split("\"packets\":").nth(1).unwrap();
+        packets.split(',').next().unwrap().parse::<u64>().unwrap()
+    };
+    node.run(async || {
+        let mut netlink = Netlink::open().unwrap();
+        let gateway = netlink.ensure_gateway(&spec).await.unwrap();
+        sync(&mut netlink, &["10.60.0.0/26", "fd00:60::/122"], &gateway).await;
+        for destination in ["10.60.0.7:9", "[fd00:60::7]:9"] {
+            let before = [count("tieline0", "tx"), count("tieline1", "rx")];
+            let any = if destination.starts_with('[') { "[::]:0" } else { "0.0.0.0:0" };
+            let socket = std::net::UdpSocket::bind(any).unwrap();
+            for _ in 0..10 {
+                socket.send_to(b"anybody there", destination).unwrap();
+            }
+            // They reach the workers' end, and nothing comes back of them.
+            assert!(count("tieline0", "tx") >= before[0] + 10, "{destination}");
+            assert!(count("tieline1", "rx") >= before[1] + 10, "{destination}");
+            assert_eq!(count("tieline1", "tx"), 0, "{destination}");
+        }
+    });
+}
+
+#[test]
 fn leaves_tunnel_addresses_to_who_has_them() {
     let node = Space::new("tunnel");
     let spec = GatewaySpec { tunnel_addresses: vec![address("10.244.7.1")], ..spec() };
