@@ -19,7 +19,6 @@ use tokio::time::Instant;
 
 use super::gateway::{GatewaySpec, is_ours, next_hops};
 use super::kernel::{Address, Link, Neighbor, Route};
-use super::routes::ROUTE_PROTOCOL;
 use super::socket::Event;
 use super::{LinkError, Netlink};
 
@@ -81,6 +80,7 @@ pub(super) struct Interest {
     gateway_names: Vec<String>,
     gateway_links: BTreeMap<u32, Link>,
     tunnel_addresses: BTreeSet<IpAddr>,
+    route_protocol: u8,
     underlay_names: Vec<String>,
     underlay_links: BTreeMap<u32, Link>,
     underlay_addresses: BTreeSet<IpAddr>,
@@ -116,6 +116,7 @@ impl Interest {
     pub(super) fn watch_gateway(&mut self, spec: &GatewaySpec, links: [Link; 2]) {
         self.gateway_names = vec![spec.device.clone(), spec.peer.clone()];
         self.gateway_links = links.map(|link| (link.index, link)).into();
+        self.route_protocol = spec.route_protocol;
         self.tunnel_addresses = spec.tunnel_addresses.iter().copied().collect();
     }
 
@@ -226,7 +227,7 @@ impl Interest {
     }
 
     fn route(&self, route: &Route) -> Changed {
-        let ours = route.protocol == ROUTE_PROTOCOL
+        let ours = route.protocol == self.route_protocol
             && route.device.is_some_and(|index| self.gateway_links.contains_key(&index));
         let first = (!route.prefix.is_v4(), route.prefix.addr());
         let next = self.vteps.range(first..).next();

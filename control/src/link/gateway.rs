@@ -22,7 +22,7 @@ use rustix::io::Errno;
 use tieline_dataplane::wire::MacAddr;
 
 use super::kernel::{Address, Link, Neighbor, VETH, family};
-use super::{LinkError, Netlink, sysctl};
+use super::{LinkError, Netlink, ROUTE_PROTOCOL, sysctl};
 
 /// Next hop of the IPv4 routes; link-local, so it is nobody's real address.
 pub(super) const NEXT_HOP_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 133, 1);
@@ -53,6 +53,9 @@ pub struct GatewaySpec {
     /// Our own addresses within the overlay, which the kernel's end holds as
     /// far as no other device does.
     pub tunnel_addresses: Vec<IpAddr>,
+    /// Protocol number of our routes (`rtm_protocol` of rtnetlink(7)), by which
+    /// we know them again.
+    pub route_protocol: u8,
 }
 
 impl GatewaySpec {
@@ -64,6 +67,7 @@ impl GatewaySpec {
             mtu,
             queues: None,
             tunnel_addresses: Vec::new(),
+            route_protocol: ROUTE_PROTOCOL,
         }
     }
 
@@ -93,6 +97,8 @@ pub struct Gateway {
     pub mtu: u32,
     /// Queues of each end.
     pub queues: u32,
+    /// Protocol number of our routes.
+    pub route_protocol: u8,
     /// Whether the pair was there already when it was first looked for.
     pub adopted: bool,
 }
@@ -229,7 +235,7 @@ impl Netlink {
                     if repairs.iter().all(Repair::is_empty) {
                         self.address_gateway(spec, device.index).await?;
                         self.interest.watch_gateway(spec, [device.clone(), peer.clone()]);
-                        return Ok(gateway(device, peer, adopted));
+                        return Ok(gateway(spec, device, peer, adopted));
                     }
                     for repair in repairs.iter().filter(|repair| !repair.is_empty()) {
                         self.repair(repair, &spec.device).await?;
@@ -350,7 +356,7 @@ impl Netlink {
     }
 }
 
-fn gateway(device: Link, peer: Link, adopted: bool) -> Gateway {
+fn gateway(spec: &GatewaySpec, device: Link, peer: Link, adopted: bool) -> Gateway {
     Gateway {
         device_index: device.index,
         device_mac: device.mac,
@@ -360,6 +366,7 @@ fn gateway(device: Link, peer: Link, adopted: bool) -> Gateway {
         peer_index: peer.index,
         peer: peer.name,
         neighbor_mac: NEIGHBOR_MAC,
+        route_protocol: spec.route_protocol,
         adopted,
     }
 }

@@ -15,7 +15,7 @@
 //! Promises: everything may be called again at any time and then changes only
 //! what differs, so a start after a crash adopts what is there; nothing that
 //! is not ours is changed or removed. Ours are: the gateway pair by its two
-//! names, and on it the routes with protocol [`ROUTE_PROTOCOL`]. What to do is
+//! names, and on it the routes with our protocol number. What to do is
 //! decided by pure functions of the kernel's objects (`kernel`) and of what is
 //! wanted; `socket` carries it out. Knows nothing of clusters or tables.
 //!

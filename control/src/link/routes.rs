@@ -1,7 +1,7 @@
 //! Routes: remote pod ranges point at the gateway.
 //!
-//! Ours are the routes of the main table with protocol [`ROUTE_PROTOCOL`] on
-//! the gateway device, and all of those. Any other route stays; one that takes
+//! Ours are the routes of the main table with our protocol number on the
+//! gateway device, and all of those. Any other route stays; one that takes
 //! the place of ours is reported.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,8 +21,8 @@ use super::socket::Refusal;
 use super::{Gateway, LinkError, Netlink, held, sysctl};
 use crate::state::{ClusterId, Condition, Severity};
 
-/// Protocol number of our routes (`RTPROT_*` of linux/rtnetlink.h; not taken by
-/// any routing daemon, and not Felix's 80).
+/// Protocol number of our routes unless another is said: none of the `RTPROT_*`
+/// of linux/rtnetlink.h, and not Felix's 80.
 pub const ROUTE_PROTOCOL: u8 = 133;
 
 /// Metric of our IPv6 routes: what `ip` gives when none is said
@@ -68,7 +68,7 @@ struct Plan {
 
 fn desired(
     prefix: Prefix,
-    device: u32,
+    (device, protocol): (u32, u8),
     settings: &RouteSettings,
     held: &BTreeSet<IpAddr>,
 ) -> Route {
@@ -80,7 +80,7 @@ fn desired(
     Route {
         prefix,
         table: RouteHeader::RT_TABLE_MAIN.into(),
-        protocol: ROUTE_PROTOCOL,
+        protocol,
         unicast: true,
         local: false,
         onlink: true,
@@ -92,8 +92,12 @@ fn desired(
     }
 }
 
-fn plan(wanted: &BTreeMap<Prefix, Route>, current: &[Route], device: u32) -> Plan {
-    let is_ours = |route: &&Route| route.protocol == ROUTE_PROTOCOL && route.device == Some(device);
+fn plan(
+    wanted: &BTreeMap<Prefix, Route>,
+    current: &[Route],
+    (device, protocol): (u32, u8),
+) -> Plan {
+    let is_ours = |route: &&Route| route.protocol == protocol && route.device == Some(device);
     let (ours, others): (Vec<&Route>, Vec<&Route>) = current.iter().partition(is_ours);
     let mut plan = Plan::default();
     let mut blocked = BTreeSet::new();
@@ -136,14 +140,14 @@ impl Netlink {
         gateway: &Gateway,
         settings: &RouteSettings,
     ) -> Result<RouteChanges, LinkError> {
-        let device = gateway.device_index;
+        let ours = (gateway.device_index, gateway.route_protocol);
         let held = held(&self.addresses().await?);
         let wanted: BTreeMap<Prefix, Route> = prefixes
             .iter()
-            .map(|prefix| (*prefix, desired(*prefix, device, settings, &held)))
+            .map(|prefix| (*prefix, desired(*prefix, ours, settings, &held)))
             .collect();
         self.interest.watch_routes(prefixes);
-        let plan = plan(&wanted, &self.main_routes().await?, device);
+        let plan = plan(&wanted, &self.main_routes().await?, ours);
         let mut changes =
             RouteChanges { conditions: forwarding_conditions(prefixes), ..Default::default() };
         for other in &plan.blocked {

@@ -3,6 +3,7 @@ use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage, Neig
 use netlink_packet_route::route::{RouteAttribute, RouteMessage};
 use rtnetlink::packet_core::{NetlinkHeader, NetlinkMessage};
 
+use super::super::ROUTE_PROTOCOL;
 use super::*;
 
 const OWN_PORT: u32 = 4711;

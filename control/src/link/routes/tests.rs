@@ -1,6 +1,6 @@
 use super::*;
 
-const DEVICE: u32 = 4;
+const OURS: (u32, u8) = (4, ROUTE_PROTOCOL);
 
 fn prefix(text: &str) -> Prefix {
     text.parse().unwrap()
@@ -13,7 +13,7 @@ fn wanted(texts: &[&str]) -> BTreeMap<Prefix, Route> {
 }
 
 fn ours(text: &str, settings: &RouteSettings) -> Route {
-    desired(prefix(text), DEVICE, settings, &BTreeSet::new())
+    desired(prefix(text), OURS, settings, &BTreeSet::new())
 }
 
 fn existing(text: &str) -> Route {
@@ -41,21 +41,21 @@ fn what_is_right_stays_and_the_rest_follows() {
         plan.add.sort_by_key(|route| (!route.prefix.is_v4(), route.prefix));
         plan
     };
-    assert_eq!(sorted(plan(&wanted, &current, DEVICE)), expected);
+    assert_eq!(sorted(plan(&wanted, &current, OURS)), expected);
 }
 
 #[test]
 fn our_protocol_on_another_device_is_not_ours() {
     let elsewhere = Route { device: Some(9), ..existing("10.0.0.0/26") };
-    assert_eq!(plan(&BTreeMap::new(), &[elsewhere], DEVICE), Plan::default());
+    assert_eq!(plan(&BTreeMap::new(), &[elsewhere], OURS), Plan::default());
     let without = Route { device: None, unicast: false, ..existing("10.0.0.0/26") };
-    assert_eq!(plan(&BTreeMap::new(), &[without], DEVICE), Plan::default());
+    assert_eq!(plan(&BTreeMap::new(), &[without], OURS), Plan::default());
 }
 
 #[test]
 fn another_metric_of_ours_is_made_anew() {
     let odd = Route { metric: 7, ..existing("10.0.0.0/26") };
-    let plan = plan(&wanted(&["10.0.0.0/26"]), std::slice::from_ref(&odd), DEVICE);
+    let plan = plan(&wanted(&["10.0.0.0/26"]), std::slice::from_ref(&odd), OURS);
     assert_eq!((plan.add, plan.remove), (vec![existing("10.0.0.0/26")], vec![odd]));
 }
 
@@ -65,13 +65,13 @@ fn a_route_that_wins_over_ours_blocks_it() {
     let better = Route { metric: 512, ..other("fd00::/122") };
     let worse = Route { metric: 100, ..other("10.0.1.0/26") };
     let current = [same.clone(), better.clone(), worse];
-    let found = plan(&wanted(&["10.0.0.0/26", "10.0.1.0/26", "fd00::/122"]), &current, DEVICE);
+    let found = plan(&wanted(&["10.0.0.0/26", "10.0.1.0/26", "fd00::/122"]), &current, OURS);
     assert_eq!(found.blocked, [same.clone(), better]);
     assert_eq!(found.add, [existing("10.0.1.0/26")]);
 
     // Ours beside it, different: a replacement could hit theirs.
     let different = Route { mtu: Some(1400), ..existing("10.0.0.0/26") };
-    let found = plan(&wanted(&["10.0.0.0/26"]), &[same.clone(), different], DEVICE);
+    let found = plan(&wanted(&["10.0.0.0/26"]), &[same.clone(), different], OURS);
     assert_eq!(found, Plan { blocked: vec![same], ..Plan::default() });
 }
 
@@ -84,9 +84,9 @@ fn the_source_is_used_if_the_node_holds_it() {
         mtu_v6: Some(1430),
     };
     let held = BTreeSet::from([IpAddr::from([10, 1, 0, 1])]);
-    let v4 = desired(prefix("10.0.0.0/26"), DEVICE, &settings, &held);
+    let v4 = desired(prefix("10.0.0.0/26"), OURS, &settings, &held);
     assert_eq!((v4.source, v4.mtu, v4.metric), (Some([10, 1, 0, 1].into()), None, 0));
-    let v6 = desired(prefix("fd00::/122"), DEVICE, &settings, &held);
+    let v6 = desired(prefix("fd00::/122"), OURS, &settings, &held);
     assert_eq!((v6.source, v6.mtu, v6.metric), (None, Some(1430), METRIC_V6));
 }
 
