@@ -116,12 +116,8 @@ impl File {
                 (None, Err(ManifestError::Unreadable { reason }))
             }
         };
-        let mut file = Self {
-            hash,
-            objects: BTreeMap::new(),
-            problems: Vec::new(),
-            ignored: BTreeMap::new(),
-        };
+        let mut file =
+            Self { hash, objects: BTreeMap::new(), problems: Vec::new(), ignored: BTreeMap::new() };
         match manifest {
             Ok(manifest) => {
                 file.ignored = manifest.ignored;
@@ -200,7 +196,9 @@ impl File {
     fn keep_unnamed(&mut self, before: Option<&Self>) {
         let Some(before) = before else { return };
         let unnamed = self.problems.iter().any(|problem| {
-            problem.severity == Severity::Error && problem.key.is_none() && problem.document.is_some()
+            problem.severity == Severity::Error
+                && problem.key.is_none()
+                && problem.document.is_some()
         });
         if unnamed {
             for (written, entry) in &before.objects {
@@ -321,7 +319,8 @@ impl Loaded {
         problem: &Problem,
         winners: &BTreeMap<&Key, (&str, &Entry)>,
     ) -> Condition {
-        let place = problem.document.map_or_else(|| path.to_owned(), |n| format!("{path} document {n}"));
+        let place =
+            problem.document.map_or_else(|| path.to_owned(), |n| format!("{path} document {n}"));
         let consequence = match &problem.key {
             None => "",
             Some(key) => match self.files[path].objects.get(key) {

@@ -60,8 +60,11 @@ fn addresses(object: &Reader<'_>, annotations: &Labels) -> Result<Vec<IpAddr>, F
     {
         found.push(address(text).map_err(|reason| object.error("status.podIP", reason))?);
     }
-    let names =
-        ["cni.projectcalico.org/podIPs", "cni.projectcalico.org/podIP", "vpc.amazonaws.com/pod-ips"];
+    let names = [
+        "cni.projectcalico.org/podIPs",
+        "cni.projectcalico.org/podIP",
+        "vpc.amazonaws.com/pod-ips",
+    ];
     for name in names {
         if !found.is_empty() {
             break;
