@@ -356,22 +356,28 @@ impl Groups {
     /// The rules that concern each group, as far as packets can get to them.
     fn steps(&self, live: &[Live]) -> Vec<Vec<Step>> {
         let mut steps: Vec<Vec<Step>> = vec![Vec::new(); self.samples.len()];
-        // The last tier, exclusive, up to which a group's packets never get.
-        let mut closed = vec![0usize; self.samples.len()];
+        // The first tier whose further rules a group's packets can get to.
+        let mut open = vec![0usize; self.samples.len()];
+        // The tier that some of a group's packets last left by Pass.
+        let mut passed = vec![None; self.samples.len()];
         for (at, rule) in (0..).zip(live) {
             for ((number, part), matches) in (0..).zip(&rule.parts.parts).zip(&rule.matches) {
                 if matches.is_empty() {
                     continue;
                 }
-                let closes = match rule.then {
-                    _ if !matches.iter().any(L4Match::is_all) => 0,
-                    Then::Decide(_) => usize::MAX,
-                    Then::Pass => rule.tier + 1,
-                };
+                let all = matches.iter().any(L4Match::is_all);
                 let mut concern = |group: usize| {
-                    if closed[group] <= rule.tier {
-                        steps[group].push((at, number));
-                        closed[group] = closed[group].max(closes);
+                    if open[group] > rule.tier {
+                        return;
+                    }
+                    steps[group].push((at, number));
+                    if let Then::Pass = rule.then {
+                        passed[group] = Some(rule.tier);
+                    }
+                    if all && passed[group] == Some(rule.tier) {
+                        open[group] = rule.tier + 1;
+                    } else if all {
+                        open[group] = usize::MAX;
                     }
                 };
                 if rule.parts.all {
