@@ -1,98 +1,31 @@
 //! TCP peers: one server that plays every part, and the clients.
 //!
-//! The first byte of a connection says what the server does with it: echo
-//! every byte, or take everything, check it and answer how much it was.
+//! The server sends back every byte, unless the first byte of a connection is
+//! 1: then it takes everything, checks it and answers how much it was. So
+//! people who type into a connection by hand get an echo.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::{Error, Netns, Result};
+use crate::payload::{is_pattern, pattern};
+use crate::{Error, Netns, Outcome, Result};
 
-const ECHO: u8 = b'e';
-const SINK: u8 = b's';
+const SINK: u8 = 1;
 
 /// How often a blocked thread looks whether it should end.
 const LOOK: Duration = Duration::from_millis(20);
-
-/// Payload bytes: a pattern of prime length, so that a lost, doubled or
-/// shifted chunk never fits.
-const PATTERN_LEN: usize = 65_521;
-
-fn pattern() -> Vec<u8> {
-    let mut x = 0x9e37_79b9_u32;
-    let next = |_| {
-        // xorshift32
-        x ^= x << 13;
-        x ^= x >> 17;
-        x ^= x << 5;
-        x.to_be_bytes()[0]
-    };
-    (0..PATTERN_LEN).map(next).collect()
-}
-
-/// Whether `bytes` are the pattern from stream offset `offset` on.
-fn is_pattern(pattern: &[u8], offset: u64, mut bytes: &[u8]) -> bool {
-    let mut at = (offset % PATTERN_LEN as u64) as usize;
-    while !bytes.is_empty() {
-        let len = bytes.len().min(PATTERN_LEN - at);
-        if bytes[..len] != pattern[at..at + len] {
-            return false;
-        }
-        bytes = &bytes[len..];
-        at = 0;
-    }
-    true
-}
-
-/// What became of an attempt to talk to somebody.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// Connected, and payload came back unharmed.
-    Connected,
-    /// A reset or ICMP port unreachable came back.
-    Refused,
-    /// Nothing came back.
-    TimedOut,
-    /// The kernel or an ICMP error said why it can't be reached.
-    Unreachable(String),
-    /// The handshake went through but no payload came back.
-    Silent,
-}
-
-impl Outcome {
-    /// Sorts a socket's error into an outcome.
-    pub(crate) fn of(error: &io::Error) -> Self {
-        match error.kind() {
-            ErrorKind::ConnectionRefused => Self::Refused,
-            ErrorKind::TimedOut | ErrorKind::WouldBlock => Self::TimedOut,
-            _ => Self::Unreachable(error.to_string()),
-        }
-    }
-}
-
-impl std::fmt::Display for Outcome {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Connected => f.write_str("connected"),
-            Self::Refused => f.write_str("refused"),
-            Self::TimedOut => f.write_str("timed out"),
-            Self::Unreachable(why) => write!(f, "unreachable ({why})"),
-            Self::Silent => f.write_str("connected but silent"),
-        }
-    }
-}
 
 /// A server on one port, both families; ends when dropped.
 #[derive(Debug)]
 pub struct TcpServer {
     stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<Result<()>>>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl TcpServer {
@@ -101,17 +34,24 @@ impl TcpServer {
     /// # Errors
     /// The port is in use.
     pub fn start(netns: &Netns, port: u16) -> Result<Self> {
+        netns.run(|| Self::here(port))?
+    }
+
+    /// Listens on `port` of every address in the caller's own namespace.
+    ///
+    /// # Errors
+    /// The port is in use.
+    pub fn here(port: u16) -> Result<Self> {
         let address = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port);
-        let listener = netns.run(|| {
-            let listener = TcpListener::bind(address)?;
+        let listener = TcpListener::bind(address).and_then(|listener| {
             listener.set_nonblocking(true)?;
             Ok(listener)
-        })?;
-        let doing = format!("listen on port {port} in {}", netns.short_name());
-        let listener = listener.map_err(Error::io(doing))?;
+        });
+        let listener = listener.map_err(Error::io(format!("listen on TCP port {port}")))?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
-        let thread = Some(netns.thread(move || serve(&listener, &stopped))?);
+        // Threads inherit the namespace; the listener belongs to it anyway.
+        let thread = Some(std::thread::spawn(move || serve(&listener, &stopped)));
         Ok(Self { stop, thread })
     }
 }
@@ -150,15 +90,17 @@ fn serve_one(mut stream: TcpStream, pattern: &[u8], stop: &AtomicBool) -> io::Re
         return Ok(());
     }
     let (mut buffer, mut count, mut good) = (vec![0; 256 << 10], 0_u64, true);
+    if mode[0] != SINK {
+        write_all(&mut stream, &mode, stop)?;
+        loop {
+            match read_some(&mut stream, &mut buffer, stop)? {
+                0 => return Ok(()),
+                len => write_all(&mut stream, &buffer[..len], stop)?,
+            }
+        }
+    }
     loop {
         let len = read_some(&mut stream, &mut buffer, stop)?;
-        if mode[0] == ECHO {
-            if len == 0 {
-                return Ok(());
-            }
-            write_all(&mut stream, &buffer[..len], stop)?;
-            continue;
-        }
         if len == 0 {
             let mut answer = [0; 9];
             answer[..8].copy_from_slice(&count.to_be_bytes());
@@ -174,7 +116,7 @@ fn stopped() -> io::Error {
     io::Error::new(ErrorKind::Interrupted, "the server ends")
 }
 
-fn is_timeout(error: &io::Error) -> bool {
+pub(crate) fn is_timeout(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
 }
 
@@ -225,7 +167,6 @@ fn exchange(stream: &mut TcpStream, within: Duration) -> io::Result<bool> {
     let pattern = pattern();
     // More than one segment, with odd ends.
     let sent = &pattern[..4099];
-    stream.write_all(&[ECHO])?;
     stream.write_all(sent)?;
     let mut got = vec![0; sent.len()];
     stream.read_exact(&mut got)?;
@@ -321,7 +262,6 @@ pub fn request_response(
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(STALL))?;
         stream.set_write_timeout(Some(STALL))?;
-        stream.write_all(&[ECHO])?;
         let request: Vec<u8> = pattern().into_iter().cycle().take(size).collect();
         let mut answer = vec![0; size];
         let (start, mut all) = (Instant::now(), Vec::new());
@@ -340,188 +280,4 @@ pub fn request_response(
     let mut sorted = all.ok_or(Error::Corrupt { what: doing })?;
     sorted.sort_unstable();
     Ok(RoundTrips { sorted })
-}
-
-/// A running connection that sends a heartbeat at a steady pace and knows when
-/// the last one came back.
-#[derive(Debug)]
-pub struct Stream {
-    shared: Arc<(Mutex<Beats>, Condvar)>,
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<Result<()>>>,
-}
-
-#[derive(Debug)]
-struct Beats {
-    answered: u64,
-    last_answer: Instant,
-    /// When the first heartbeat that has no answer yet was sent.
-    unanswered_since: Option<Instant>,
-    /// Why the connection ended, if it did.
-    ended: Option<String>,
-}
-
-/// When a [`Stream`] stopped.
-#[derive(Clone, Debug)]
-pub struct Stall {
-    /// Arrival of the last echo.
-    pub last_answer: Instant,
-    /// Sending of the first heartbeat that was not answered; the cut lies
-    /// between the two, give or take a round trip.
-    pub first_unanswered: Instant,
-    /// The connection's error, when it did not just fall silent.
-    pub error: Option<String>,
-}
-
-impl Stream {
-    /// Connects to a [`TcpServer`], waits for the first echo and goes on in a
-    /// thread of its own.
-    ///
-    /// # Errors
-    /// The connection can't be made, or the first echo takes longer than
-    /// `within`.
-    pub fn start(
-        from: &Netns,
-        to: SocketAddr,
-        interval: Duration,
-        within: Duration,
-    ) -> Result<Self> {
-        let doing = format!("TCP stream from {} to {to}", from.short_name());
-        let open = || -> io::Result<TcpStream> {
-            let mut stream = TcpStream::connect_timeout(&to, within)?;
-            stream.set_nodelay(true)?;
-            stream.write_all(&[ECHO])?;
-            stream.set_nonblocking(true)?;
-            Ok(stream)
-        };
-        let stream = from.run(open)?.map_err(Error::io(doing.clone()))?;
-        let beats =
-            Beats { answered: 0, last_answer: Instant::now(), unanswered_since: None, ended: None };
-        let shared = Arc::new((Mutex::new(beats), Condvar::new()));
-        let stop = Arc::new(AtomicBool::new(false));
-        let (theirs, stopped) = (Arc::clone(&shared), Arc::clone(&stop));
-        let thread = Some(from.thread(move || {
-            if let Err(error) = beat(&stream, interval, &theirs, &stopped) {
-                lock(&theirs.0).ended = Some(error.to_string());
-                theirs.1.notify_all();
-            }
-        })?);
-        let this = Self { shared, stop, thread };
-        this.wait(&doing, within, |beats| beats.answered > 0).map(drop)?;
-        Ok(this)
-    }
-
-    /// Number of echoes so far.
-    pub fn answered(&self) -> u64 {
-        lock(&self.shared.0).answered
-    }
-
-    /// Waits until the connection has been silent for `quiet` or has ended.
-    ///
-    /// # Errors
-    /// [`Error::Deadline`] when it still runs after `within`.
-    pub fn wait_stall(&self, quiet: Duration, within: Duration) -> Result<Stall> {
-        let stalled = |beats: &Beats| {
-            beats.ended.is_some()
-                || beats.unanswered_since.is_some_and(|since| since.elapsed() >= quiet)
-        };
-        let beats = self.wait("the cut of a running TCP stream", within, stalled)?;
-        Ok(Stall {
-            last_answer: beats.last_answer,
-            first_unanswered: beats.unanswered_since.unwrap_or(beats.last_answer),
-            error: beats.ended.clone(),
-        })
-    }
-
-    /// Waits for `count` more echoes.
-    ///
-    /// # Errors
-    /// [`Error::Deadline`] when they do not come within `within`.
-    pub fn wait_answers(&self, count: u64, within: Duration) -> Result<()> {
-        let goal = self.answered() + count;
-        self.wait("echoes of a TCP stream", within, |beats| beats.answered >= goal).map(drop)
-    }
-
-    fn wait(
-        &self,
-        what: &str,
-        within: Duration,
-        done: impl Fn(&Beats) -> bool,
-    ) -> Result<MutexGuard<'_, Beats>> {
-        let deadline = Instant::now() + within;
-        let mut beats = lock(&self.shared.0);
-        while !done(&beats) {
-            let now = Instant::now();
-            if now >= deadline {
-                return Err(Error::Deadline { what: what.to_owned(), after: within });
-            }
-            let step = (deadline - now).min(Duration::from_millis(5));
-            let waited = self.shared.1.wait_timeout(beats, step);
-            beats = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
-        Ok(beats)
-    }
-}
-
-impl Drop for Stream {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
-fn lock(beats: &Mutex<Beats>) -> MutexGuard<'_, Beats> {
-    beats.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Sends numbers and takes them back in order until told to stop.
-fn beat(
-    mut stream: &TcpStream,
-    interval: Duration,
-    (beats, changed): &(Mutex<Beats>, Condvar),
-    stop: &AtomicBool,
-) -> io::Result<()> {
-    let (mut sent_at, mut sent, mut next) =
-        (std::collections::VecDeque::new(), 0_u64, Instant::now());
-    let (mut partial, mut buffer) = (Vec::new(), [0; 4096]);
-    while !stop.load(Ordering::Relaxed) {
-        if Instant::now() >= next {
-            next = Instant::now() + interval;
-            // A full socket buffer means a long silence: nothing more to send.
-            match stream.write(&sent.to_be_bytes()) {
-                Ok(8) => {
-                    sent += 1;
-                    sent_at.push_back(Instant::now());
-                }
-                Ok(_) => return Err(io::Error::other("half a heartbeat was sent")),
-                Err(error) if is_timeout(&error) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        match stream.read(&mut buffer) {
-            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
-            Ok(len) => partial.extend_from_slice(&buffer[..len]),
-            Err(error) if is_timeout(&error) => {}
-            Err(error) => return Err(error),
-        }
-        let mut state = lock(beats);
-        let whole = partial.len() - partial.len() % 8;
-        for echo in partial.drain(..whole).as_slice().chunks_exact(8) {
-            if echo != state.answered.to_be_bytes() {
-                return Err(io::Error::new(ErrorKind::InvalidData, "wrong heartbeat came back"));
-            }
-            state.answered += 1;
-            state.last_answer = Instant::now();
-            sent_at.pop_front();
-        }
-        state.unanswered_since = sent_at.front().copied();
-        drop(state);
-        changed.notify_all();
-        let wait = Timespec::try_from(next.saturating_duration_since(Instant::now()));
-        let mut fds = [PollFd::new(stream, PollFlags::IN)];
-        poll(&mut fds, wait.ok().as_ref())?;
-    }
-    Ok(())
 }
