@@ -715,3 +715,65 @@ fn rules_keep_their_places() {
     let actions: Vec<_> = policy.ingress.unwrap().iter().map(|rule| rule.action).collect();
     assert_eq!(actions, [Action::Log, Action::Deny, Action::Allow]);
 }
+
+/// A few objects that name each other's tiers and services.
+const POOL: &[(&str, &str, &[&str])] = &[
+    ("tier", "sec", &["{order: 5}", "{order: 2000000, defaultAction: Pass}"]),
+    ("gnp", "a", &["{tier: sec}", "{order: 1}", "{types: [Egress], ingress: [{action: Deny}]}"]),
+    ("np", "m/a", &["{tier: sec, order: 3}", "{egress: [{action: Allow}]}"]),
+    (
+        "gnp",
+        "b",
+        &["{egress: [{action: Deny, destination: {services: {name: s, namespace: m}}}]}", "{}"],
+    ),
+    ("knp", "m/a", &["{}", "{egress: [{}]}"]),
+    ("cnp", "c", &["{tier: Admin, priority: 1, subject: {namespaces: {}}}"]),
+    ("snp", "m/d", &["{}", "{stagedAction: Learn}"]),
+];
+
+const SLICES: &[&str] = &["10.0.0.1", "10.0.0.2"];
+
+proptest::proptest! {
+    #[test]
+    fn edits_lead_where_a_fresh_conversion_does(
+        edits in proptest::collection::vec((0..=POOL.len(), 0..4_usize), 1..40)
+    ) {
+        let mut local = ClusterObjects::default();
+        let mut converter = Converter::default();
+        for (place, version) in edits {
+            let text = match POOL.get(place) {
+                Some((short, name, versions)) => {
+                    manifest(short, name, versions[version % versions.len()])
+                }
+                None => format!(
+                    "{{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {{name: s-1, \
+                     namespace: m, labels: {{kubernetes.io/service-name: s}}}}, addressType: IPv4, \
+                     ports: [{{port: 80}}], endpoints: [{{addresses: [{}]}}]}}",
+                    SLICES[version % SLICES.len()]
+                ),
+            };
+            let before = converter.policy_set(&local);
+            proptest::prop_assert!(Arc::ptr_eq(&before, &converter.policy_set(&local)));
+            for (key, object) in cluster(&text).policy.0 {
+                if version == 3 {
+                    local.policy.0.remove(&key);
+                } else {
+                    local.policy.0.insert(key, object);
+                }
+            }
+            proptest::prop_assert_eq!(&*converter.policy_set(&local), &policy_set(&local));
+        }
+    }
+}
+
+#[test]
+fn unchanged_policies_stay_the_same_allocation() {
+    let mut local = cluster(&[manifest("gnp", "a", "{}"), manifest("gnp", "b", "{}")].concat());
+    let mut converter = Converter::default();
+    let before = converter.policy_set(&local);
+    local.policy.0.extend(cluster(&manifest("gnp", "b", "{order: 1}")).policy.0);
+    let after = converter.policy_set(&local);
+    let policy = |set: &PolicySet, place: usize| tier_named(set, "default").policies[place].clone();
+    assert!(Arc::ptr_eq(&policy(&before, 0), &policy(&after, 1)));
+    assert_eq!(policy(&after, 0).name.name, "b");
+}
