@@ -80,16 +80,24 @@ impl Converter {
 
     /// Brings the entries up to date; whether any of them changed.
     fn take_over(&mut self, objects: &PolicyObjects) -> bool {
-        let before = self.entries.len();
-        self.entries.retain(|key, _| objects.0.contains_key(key));
-        let mut changed = self.entries.len() != before;
-        for (key, object) in &objects.0 {
-            if self.entries.get(key).is_none_or(|entry| !Arc::ptr_eq(&entry.object, object)) {
-                self.entries.insert(key.clone(), Entry::new(key.0, &key.1, object.clone()));
-                changed = true;
-            }
+        let unchanged = self.entries.len() == objects.0.len()
+            && self.entries.iter().zip(&objects.0).all(|((known, entry), (key, object))| {
+                Arc::ptr_eq(&entry.object, object) && known == key
+            });
+        if unchanged {
+            return false;
         }
-        changed
+        // Both maps are in the same order: one walk over the two.
+        let mut known = std::mem::take(&mut self.entries).into_iter().peekable();
+        let entries = objects.0.iter().map(|(key, object)| {
+            while known.next_if(|(known, _)| known < key).is_some() {}
+            match known.next_if(|(known, _)| known == key) {
+                Some((key, entry)) if Arc::ptr_eq(&entry.object, object) => (key, entry),
+                _ => (key.clone(), Entry::new(key.0, &key.1, object.clone())),
+            }
+        });
+        self.entries = entries.collect();
+        true
     }
 
     fn assemble(&self) -> PolicySet {
