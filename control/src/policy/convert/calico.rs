@@ -119,6 +119,12 @@ fn rule(rule: &api::Rule, namespace: Option<&str>, at: &str, notes: &mut Notes<'
         destination: entity("destination", &rule.destination),
     };
     set_families(&mut converted, rule.family);
+    if !converted.v4 && !converted.v6 {
+        notes.warn(format!(
+            "{at}: matches nothing, because its protocol and its networks are of different IP \
+             versions; correct one of them"
+        ));
+    }
     converted
 }
 

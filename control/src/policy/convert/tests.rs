@@ -404,6 +404,9 @@ fn families() {
     ] {
         assert_eq!(ingress("gnp", rule), wanted, "{rule}");
     }
+    let never = "{ingress: [{action: Deny, protocol: ICMPv6, source: {nets: [10.0.0.0/8]}}]}";
+    let (_, conditions) = only("gnp", "p", never);
+    assert!(conditions[0].message.starts_with("spec.ingress[0]: matches nothing"));
 }
 
 #[test]
