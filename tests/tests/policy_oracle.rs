@@ -14,13 +14,18 @@ use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
+use tieline::derive::Derived;
 use tieline::policy::compile::{Compiled, Decision, Direction, compile};
+use tieline::policy::explain::{
+    DecidedBy, ExplainError, Explainer, Protocol, Query, Side, Verdict,
+};
 use tieline::policy::model::{
     Action, Entity, Icmp, Policy, PolicySet, PolicySource, PortMatch, Rule, ServiceEndpoint, Tier,
     TierAction,
 };
 use tieline::policy::selector::Selector;
-use tieline::state::{ClusterId, Identity, IdentityKind, Labels, NamedPort, ObjectName};
+use tieline::resolve::resolve;
+use tieline::state::{ClusterId, Identity, IdentityKind, Labels, NamedPort, ObjectName, World};
 use tieline_dataplane::addr::{Addr, Prefix};
 use tieline_dataplane::tables::{Endpoint, Endpoints, L4, Policies};
 use tieline_tests::oracle::{Oracle, Packet};
@@ -244,7 +249,7 @@ fn identity() -> impl Strategy<Value = Identity> {
             cluster: ClusterId::Local,
             kind,
             name: ObjectName { namespace: namespace.into(), name: String::new() },
-            node: String::new(),
+            node: if kind == LocalWorkload { "this" } else { "other" }.into(),
             labels: Arc::new(labels),
             nets: if kind == NetworkSet { nets } else { exact },
             ports: if kind == NetworkSet { Vec::new() } else { ports },
@@ -374,6 +379,124 @@ fn the_random_packets_meet_every_kind_of_decision() {
     }
     println!("{kinds:?}");
     assert!(kinds.len() == 6 && kinds.values().all(|count| *count >= 300), "{kinds:?}");
+}
+
+/// What follows from a cluster, with names so that all identities differ.
+fn derived(policies: PolicySet, mut identities: Vec<Identity>) -> Derived {
+    for (at, identity) in identities.iter_mut().enumerate() {
+        identity.name.name = format!("i{at}");
+    }
+    let world = World {
+        node: "this".into(),
+        include_local_vteps: false,
+        local: Arc::default(),
+        remotes: BTreeMap::new(),
+    };
+    let compiled = compile(&policies, &identities);
+    let resolved = resolve(&world);
+    Derived { world: Arc::new(world), resolved, identities, policies, compiled }
+}
+
+/// One side of an answer against the oracle, and its story against its verdict.
+fn side_agrees(
+    side: &Side,
+    judged: Option<(bool, Decision)>,
+    packet: &Packet,
+) -> Result<(), TestCaseError> {
+    let Some((allow, decision)) = judged else {
+        return Err(TestCaseError::fail(format!("{side:?} about no local pod: {packet:?}")));
+    };
+    prop_assert_eq!(side.verdict, Verdict::from(allow), "{:?}", packet);
+    let last = side.trace.last();
+    match decision {
+        Decision::Rule { tier, policy, index, .. } => {
+            prop_assert_eq!((side.decided_by, side.rule), (DecidedBy::Rule, Some(index + 1)));
+            let last = last.and_then(|it| Some((&it.tier, it.end, it.policies.last()?)));
+            let Some((told, end, told_policy)) = last else {
+                return Err(TestCaseError::fail(format!("no story: {side:?}")));
+            };
+            prop_assert_eq!((told, &told_policy.name), (&tier, &policy.to_string()));
+            prop_assert_eq!(end, if allow { "allow" } else { "deny" });
+            let rule = told_policy.rules.last().map(|rule| (rule.rule, rule.failed.len()));
+            prop_assert_eq!(rule, Some((index + 1, 0)));
+        }
+        Decision::TierDefault { tier } => {
+            let told = last.map(|last| (last.tier.as_str(), last.end));
+            prop_assert_eq!(told, Some((tier.as_str(), "default-deny")));
+        }
+        Decision::Profile { name } => {
+            prop_assert_eq!(side.profile.as_deref(), Some(name.as_str()));
+            let mut ends = side.trace.iter().map(|tier| tier.end);
+            prop_assert!(ends.all(|end| ["pass", "default-pass", "skipped"].contains(&end)));
+        }
+        Decision::NoPolicy => return Err(TestCaseError::fail("no policy asked")),
+    }
+    Ok(())
+}
+
+#[test]
+fn explanations_fit_the_verdicts() {
+    let cluster = (
+        policy_set(),
+        prop::collection::vec(identity(), 0..16),
+        prop::collection::vec(packet(), PACKETS),
+    );
+    let result = runner(None).run(&cluster, |(policies, identities, packets)| {
+        let derived = derived(policies, identities);
+        let oracle = Oracle { policies: &derived.policies, identities: &derived.identities };
+        // As the other node sees them: for addresses that only its pods have.
+        let mut others = derived.identities.clone();
+        for identity in &mut others {
+            identity.kind = match identity.kind {
+                IdentityKind::LocalWorkload => IdentityKind::Workload,
+                IdentityKind::Workload => IdentityKind::LocalWorkload,
+                kind => kind,
+            };
+        }
+        let other = Oracle { policies: &derived.policies, identities: &others };
+        let mut explainer = Explainer::new(&derived);
+        for packet in &packets {
+            let judge = |direction| {
+                oracle.judge(direction, packet).or_else(|| other.judge(direction, packet))
+            };
+            let (ingress, egress) = (judge(Direction::Ingress), judge(Direction::Egress));
+            let query = query(packet);
+            let answer = match explainer.explain(&query) {
+                Ok(answer) => answer,
+                Err(ExplainError::NotLocal { .. }) => {
+                    prop_assert!(ingress.is_none() && egress.is_none(), "{:?}", packet);
+                    continue;
+                }
+                Err(error) => return Err(TestCaseError::fail(error.to_string())),
+            };
+            prop_assert_eq!(
+                (answer.ingress.is_some(), answer.egress.is_some()),
+                (ingress.is_some(), egress.is_some(),)
+            );
+            for (side, judged) in [(&answer.ingress, ingress), (&answer.egress, egress)] {
+                side.as_ref().map_or(Ok(()), |side| side_agrees(side, judged, packet))?;
+            }
+        }
+        Ok(())
+    });
+    result.unwrap_or_else(|error| panic!("{error}"));
+}
+
+fn query(packet: &Packet) -> Query {
+    let L4 { protocol, source, destination } = packet.l4;
+    let [kind, code] = destination.to_be_bytes();
+    let has_ports = [6, 17, 132].contains(&protocol);
+    let is_icmp = [1, 58].contains(&protocol);
+    Query {
+        from: packet.source.to_string(),
+        to: packet.destination.to_string(),
+        protocol: Protocol(protocol),
+        port: has_ports.then_some(destination),
+        src_port: has_ports.then_some(source),
+        icmp_type: is_icmp.then_some(kind),
+        icmp_code: is_icmp.then_some(code),
+        ..Query::default()
+    }
 }
 
 #[test]

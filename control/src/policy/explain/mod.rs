@@ -274,7 +274,8 @@ pub struct Explainer<'a> {
     owners: HashMap<Addr, Vec<u32>>,
     /// Nets of network sets.
     nets: Vec<(Prefix, u32)>,
-    any_staged: bool,
+    /// The policies as they would be if none were staged, where any are.
+    staged: Option<Arc<PolicySet>>,
     /// By node of the local cluster.
     nodes: HashMap<String, Node<'a>>,
 }
@@ -341,7 +342,7 @@ impl<'a> Explainer<'a> {
             pods: HashMap::default(),
             owners: HashMap::default(),
             nets: Vec::new(),
-            any_staged: policies(&derived.policies).any(|policy| policy.staged),
+            staged: with_staged(&derived.policies).map(Arc::new),
             nodes: HashMap::default(),
         };
         for (at, identity) in (0..).zip(&derived.identities) {
@@ -453,18 +454,20 @@ impl<'a> Explainer<'a> {
         let node = local.local_node()?.to_owned();
         let brief = self.brief;
         let policies = &self.derived.policies;
+        let staged_policies = self.staged.clone();
         let node = self.node(&node);
         let (allow, decision) = node.enforced.judge(direction, packet);
         let mut side = story::side(policies, direction, packet, allow, decision);
-        if let Some(staged) = &node.staged
+        if let (Some(tables), Some(staged_policies)) = (&node.staged, staged_policies)
             && story::any_staged(policies, direction, packet)
         {
-            let (would, decision) = staged.judge(direction, packet);
-            let reason = story::reason(policies, direction, packet, would, decision).replace(
-                if would { "allowed by" } else { "denied by" },
-                if would { "would be allowed by" } else { "would be denied by" },
-            );
-            side.staged = Some(Staged { verdict: would.into(), changes: would != allow, reason });
+            let (would, decision) = tables.judge(direction, packet);
+            let reason = story::reason(&staged_policies, direction, packet, would, decision);
+            side.staged = Some(Staged {
+                verdict: would.into(),
+                changes: would != allow,
+                reason: format!("would be {reason}"),
+            });
         }
         if !brief {
             side.trace = story::trace(policies, direction, packet, decision);
@@ -476,7 +479,7 @@ impl<'a> Explainer<'a> {
     /// The tables of a node, compiled when first asked for.
     fn node(&mut self, name: &str) -> &Node<'a> {
         let derived = self.derived;
-        let any_staged = self.any_staged;
+        let staged = self.staged.clone();
         self.nodes.entry(name.to_owned()).or_insert_with(|| {
             let own = derived.world.node == name;
             let identities: Cow<'a, [Identity]> = if own {
@@ -489,9 +492,7 @@ impl<'a> Explainer<'a> {
             } else {
                 Cow::Owned(compile(&derived.policies, &identities))
             };
-            let staged = any_staged.then(|| {
-                Tables::new(Cow::Owned(compile(&with_staged(&derived.policies), &identities)))
-            });
+            let staged = staged.map(|set| Tables::new(Cow::Owned(compile(&set, &identities))));
             let resolved = if own {
                 Cow::Borrowed(&derived.resolved)
             } else {
@@ -537,9 +538,10 @@ fn is_pod(identity: &Identity) -> bool {
 
 fn rank(kind: IdentityKind) -> u8 {
     match kind {
-        IdentityKind::LocalWorkload | IdentityKind::Workload => 0,
-        IdentityKind::Host => 1,
-        IdentityKind::NetworkSet => 2,
+        IdentityKind::LocalWorkload => 0,
+        IdentityKind::Workload => 1,
+        IdentityKind::Host => 2,
+        IdentityKind::NetworkSet => 3,
     }
 }
 
@@ -553,17 +555,15 @@ fn seen_from(identity: &Identity, node: &str) -> Identity {
     seen
 }
 
-fn policies(set: &PolicySet) -> impl Iterator<Item = &Arc<Policy>> {
-    set.tiers.iter().flat_map(|tier| &tier.policies)
-}
-
-/// The policies as they would be if none were staged.
-fn with_staged(set: &PolicySet) -> PolicySet {
+/// The policies as they would be if none were staged; `None` when none is.
+fn with_staged(set: &PolicySet) -> Option<PolicySet> {
     let mut all = set.clone();
+    let mut any = false;
     for policy in all.tiers.iter_mut().flat_map(|tier| &mut tier.policies) {
         if policy.staged {
+            any = true;
             *policy = Arc::new(Policy { staged: false, ..(**policy).clone() });
         }
     }
-    all
+    any.then_some(all)
 }

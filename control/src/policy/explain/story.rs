@@ -240,7 +240,7 @@ pub(super) fn side(
     side
 }
 
-/// Why, in words.
+/// The verdict and why, in words that may follow "would be".
 pub(super) fn reason(
     set: &PolicySet,
     direction: Direction,
@@ -267,7 +267,7 @@ pub(super) fn reason(
                 .map(|(policy, _)| policy.name.to_string())
                 .collect();
             format!(
-                "{by} tier {tier}'s default action: {} to {}, and no rule allows this",
+                "{by} the default action of tier {tier}: {} to {}, and no rule allows this",
                 match names.as_slice() {
                     [name] => format!("policy {name} applies"),
                     [first, second] => format!("policies {first} and {second} apply"),
