@@ -30,7 +30,7 @@ pub(super) fn read(kind: PolicyKind, value: &Value) -> Result<Meta> {
         let metadata = Object::open(metadata)?;
         let stored = if storage { stored_metadata(metadata)? } else { None };
         let stored = stored.as_ref().map(Object::open).transpose()?;
-        let name = visible_name(kind, object, metadata, stored)?;
+        let name = visible_name(kind, value, metadata, stored)?;
         check_name(kind, &name).map_err(|reason| ApiError::of("name", reason))?;
         Ok(Meta {
             object: ObjectName { namespace: namespace(kind, metadata)?, name },
@@ -77,7 +77,7 @@ fn stored_metadata(metadata: Object<'_>) -> Result<Option<Value>> {
 /// then has it; older versions only put `default.` before those of that tier.
 fn visible_name(
     kind: PolicyKind,
-    object: Object<'_>,
+    object: &Value,
     metadata: Object<'_>,
     stored: Option<Object<'_>>,
 ) -> Result<String> {
@@ -99,13 +99,8 @@ fn visible_name(
             _ => {}
         }
     }
-    let is_storage = object.optional("apiVersion", string)? == Some(CALICO_STORAGE);
-    let tier = object
-        .optional("spec", Object::open)?
-        .map(|spec| spec.optional("tier", string))
-        .transpose()?
-        .flatten()
-        .unwrap_or_default();
+    let is_storage = object["apiVersion"] == CALICO_STORAGE;
+    let tier = object["spec"]["tier"].as_str().unwrap_or_default();
     if is_storage && matches!(tier, "" | "default") {
         return Ok(name.strip_prefix("default.").unwrap_or(name).to_owned());
     }
