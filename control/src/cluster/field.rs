@@ -132,8 +132,9 @@ impl<'a> Reader<'a> {
                 Value::Null => String::new(),
                 other => {
                     let path = format!("{field}.{key}");
-                    return Err(self
-                        .error(&path, format!("is {}; write text, in quotes", sort(other))));
+                    return Err(
+                        self.error(&path, format!("is {}; write text, in quotes", sort(other)))
+                    );
                 }
             };
             labels.insert(key.clone(), text);

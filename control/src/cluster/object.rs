@@ -245,8 +245,9 @@ fn calico_labels(object: &Reader<'_>) -> Result<Labels, FieldError> {
     let mut labels = Reader::new(&metadata)
         .map("labels")
         .map_err(|error| unreadable(format!("{error}; let Calico rewrite it")))?;
-    let ours =
-        |key: &str| ["projectcalico.org/", "operator.tigera.io/"].iter().any(|p| key.starts_with(p));
+    let ours = |key: &str| {
+        ["projectcalico.org/", "operator.tigera.io/"].iter().any(|p| key.starts_with(p))
+    };
     labels.extend(own.into_iter().filter(|(key, _)| ours(key)));
     Ok(labels)
 }
@@ -258,8 +259,7 @@ fn pool(object: &Reader<'_>) -> Result<IpPool, FieldError> {
         "Always" => Ok(Some(Encapsulation::Vxlan)),
         "CrossSubnet" => Ok(Some(Encapsulation::VxlanCrossSubnet)),
         other => {
-            Err(object
-                .error(field, format!("{other:?} is none of Never, Always and CrossSubnet")))
+            Err(object.error(field, format!("{other:?} is none of Never, Always and CrossSubnet")))
         }
     };
     let encapsulation = match (mode("spec.vxlanMode")?, mode("spec.ipipMode")?) {
@@ -339,9 +339,7 @@ fn felix(object: &Reader<'_>) -> Result<FelixConfiguration, FieldError> {
     let mtu = |field| object.number(field, 0, 65_535).map(|mtu| mtu.filter(|mtu| *mtu != 0));
     Ok(FelixConfiguration {
         vni: object.number("spec.vxlanVNI", 1, (1 << 24) - 1)?.and_then(Vni::new),
-        port: object
-            .number("spec.vxlanPort", 1, 65_535)?
-            .and_then(|port| u16::try_from(port).ok()),
+        port: object.number("spec.vxlanPort", 1, 65_535)?.and_then(|port| u16::try_from(port).ok()),
         mtu_v4: mtu("spec.vxlanMTU")?,
         mtu_v6: mtu("spec.vxlanMTUV6")?,
         route_source,
@@ -418,3 +416,6 @@ fn remote(object: &Reader<'_>) -> Result<RemoteClusterConfiguration, FieldError>
     };
     Ok(RemoteClusterConfiguration { overlay, access_secret })
 }
+
+#[cfg(test)]
+mod tests;

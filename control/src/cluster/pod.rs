@@ -30,6 +30,8 @@ pub(super) fn pod(object: &Reader<'_>) -> Result<Option<Pod>, FieldError> {
             ports.extend(named_ports(&container.items("ports")?, "containerPort")?);
         }
     }
+    ports.sort();
+    ports.dedup();
     Ok(Some(Pod {
         labels: object.map("metadata.labels")?,
         node: node.to_owned(),
@@ -60,8 +62,11 @@ fn addresses(object: &Reader<'_>, annotations: &Labels) -> Result<Vec<IpAddr>, F
     {
         found.push(address(text).map_err(|reason| object.error("status.podIP", reason))?);
     }
-    let names =
-        ["cni.projectcalico.org/podIPs", "cni.projectcalico.org/podIP", "vpc.amazonaws.com/pod-ips"];
+    let names = [
+        "cni.projectcalico.org/podIPs",
+        "cni.projectcalico.org/podIP",
+        "vpc.amazonaws.com/pod-ips",
+    ];
     for name in names {
         if !found.is_empty() {
             break;

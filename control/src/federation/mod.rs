@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 
 use crate::cluster::{Feed, FilesSource, Source, SourceEvent};
 use crate::state::{
-    ClusterId, Condition, RemoteClusterConfiguration, RemoteCluster, Severity, World,
+    ClusterId, Condition, RemoteCluster, RemoteClusterConfiguration, Severity, World,
 };
 
 pub mod remote;
@@ -212,7 +212,9 @@ impl Federation {
             let overlay_reason = match (wanted, counts) {
                 (false, _) => "overlayRoutingMode is Disabled".to_owned(),
                 (true, Some(_)) => "overlayRoutingMode is Enabled".to_owned(),
-                (true, None) => format!("overlayRoutingMode is Enabled, but it is {}", member.state),
+                (true, None) => {
+                    format!("overlayRoutingMode is Enabled, but it is {}", member.state)
+                }
             };
             let overlay = wanted && counts.is_some();
             let cluster = self.cluster_status(member, self.problem(name), now);

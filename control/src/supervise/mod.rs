@@ -2,48 +2,50 @@
 //!
 //! ```text
 //! federation --World--> derive --> tables (one swap) --> XDP peers --> kernel routes
-//! netlink ----adjacency, devices------^
+//! netlink ----devices, adjacencies----^
 //! config file, admin socket, signals: between two steps of the above
 //! ```
 //!
 //! One loop on one thread: [`Daemon::step`] waits for the next thing to happen,
 //! deals with it, and never waits for one remote cluster, device or asker.
 //! Whatever happens, the outcome follows from the present state of the world,
-//! the devices and the configuration: [`Daemon::reconcile`] may be called at
-//! any time and as often as one likes.
+//! the kernel and the configuration: [`Daemon::reconcile`] may be called at any
+//! time and as often as one likes.
+//!
+//! Start reading at [`Daemon::step`]; `kernel` is the reconciliation, `ports`
+//! the workers' life, `reload` the configuration file, `report` the status.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use tieline_config::Config;
 use tieline_dataplane::flow::FlowTable;
-use tieline_dataplane::outer::{OVERHEAD_V4, OVERHEAD_V6};
-use tieline_dataplane::tables::Overlay;
 use tokio::sync::mpsc;
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
 use crate::admin::server::Server;
 use crate::admin::{Asked, Desk, Request, Response};
 use crate::derive::{Derived, derive};
 use crate::federation::Federation;
-use crate::link::{Adjacency, Gateway, GatewaySpec, Netlink, UnderlayDevice};
+use crate::link::{Adjacency, Gateway, Netlink, Underlay};
 use crate::policy::explain::Explainer;
 use crate::publish::Tables;
-use crate::state::{ClusterId, Condition, Severity, World};
+use crate::state::{Condition, World};
 
+mod kernel;
 mod log;
 mod ports;
 mod reload;
 mod report;
 
-use ports::{Dataplane, PortPlan};
+use ports::Dataplane;
 use reload::ConfigFile;
 
-/// How often what the kernel does not tell by itself is looked at.
+/// How often what nobody tells by itself is looked at.
 const TICK: Duration = Duration::from_secs(1);
 
 /// Runs the daemon until SIGTERM or SIGINT.
@@ -51,17 +53,16 @@ pub async fn run(config_path: &Path) -> anyhow::Result<()> {
     let config = Config::load(config_path)?;
     let log = log::start(&config.log);
     abort_on_panic();
-    let mut daemon = Daemon::start(config_path, config, log).await?;
     let mut terminate = signal(tokio::signal::unix::SignalKind::terminate())?;
     let mut interrupt = signal(tokio::signal::unix::SignalKind::interrupt())?;
+    let mut daemon = Daemon::start(config_path, config, log).await?;
     loop {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            () = daemon.step() => {}
+            ended = daemon.step() => ended?,
         }
     }
-    info!("stopping");
     daemon.stop().await;
     Ok(())
 }
@@ -71,8 +72,8 @@ fn signal(kind: tokio::signal::unix::SignalKind) -> anyhow::Result<tokio::signal
 }
 
 /// A panic is a defect of ours. The process ends at once: its XDP links go with
-/// it, so the node's traffic goes to the kernel, and the kubelet starts a new
-/// one.
+/// it, so the node's traffic goes to the kernel, and whoever supervises the
+/// process starts a new one.
 fn abort_on_panic() {
     let print = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
@@ -83,6 +84,7 @@ fn abort_on_panic() {
 
 /// The daemon's parts.
 struct Daemon {
+    node: String,
     config: ConfigFile,
     log: log::LogControl,
     started: Instant,
@@ -91,123 +93,135 @@ struct Daemon {
     tables: Tables,
     flows: Arc<FlowTable>,
     asked: mpsc::Receiver<Asked>,
-    metrics: report::Published,
-    /// What the world amounts to; nothing before the local cluster is in sync.
-    derived: Option<Derived>,
+    /// What the world amounts to; nothing before the local cluster is known.
+    derived: Option<Arc<Derived>>,
+    /// Answers `explain`; made when first asked.
     explainer: Option<Explainer>,
-    /// What the kernel's side looks like.
-    devices: Vec<UnderlayDevice>,
+    underlay: Underlay,
     gateway: Option<Gateway>,
     adjacencies: BTreeMap<IpAddr, Adjacency>,
-    kernel_routes: usize,
     dataplane: Option<Dataplane>,
+    kernel_routes: usize,
     /// Conditions of the kernel's side, anew with every reconciliation.
     conditions: Vec<Condition>,
+    /// What the last change of the world took, from here to the tables.
     last_change: Duration,
 }
 
 impl Daemon {
     async fn start(path: &Path, config: Config, log: log::LogControl) -> anyhow::Result<Self> {
+        let node = config.node_name()?;
+        info!(node, version = env!("CARGO_PKG_VERSION"), "starting");
         let (desk, asked) = Desk::new();
         let socket = &config.admin.socket;
         let server = Server::bind(socket)
             .with_context(|| format!("admin.socket: cannot listen at {}", socket.display()))?;
         tokio::spawn(server.serve(desk.clone()));
-        let metrics = report::Published::default();
         if let Some(address) = config.admin.metrics {
-            crate::admin::http::serve(address, metrics.clone())
+            crate::admin::http::serve(address, desk)
                 .await
                 .with_context(|| format!("admin.metrics: cannot listen at {address}"))?;
         }
-        tieline_dataplane::xsk::memlock::raise();
-        let netlink = Netlink::open().context("cannot talk to the kernel's routing (netlink)")?;
-        let flows = FlowTable::new(config.flow_table.entries, reload::timeouts(&config));
-        info!(node = config.node, version = env!("CARGO_PKG_VERSION"), "starting");
+        let entries = usize::try_from(config.flow_table.entries)?;
+        let flows = FlowTable::new(entries, reload::timeouts(&config.flow_table.timeouts));
         Ok(Self {
-            federation: Federation::new(reload::federation(&config)),
+            federation: Federation::new(reload::federation(&node, &config)),
+            node,
             config: ConfigFile::new(path, config)?,
             log,
             started: Instant::now(),
-            netlink,
+            netlink: Netlink::open()?,
             tables: Tables::default(),
             flows: Arc::new(flows),
             asked,
-            metrics,
             derived: None,
             explainer: None,
-            devices: Vec::new(),
+            underlay: Underlay::default(),
             gateway: None,
             adjacencies: BTreeMap::new(),
-            kernel_routes: 0,
             dataplane: None,
+            kernel_routes: 0,
             conditions: Vec::new(),
             last_change: Duration::ZERO,
         })
     }
 
-    /// Waits for the next thing to happen and deals with it.
-    async fn step(&mut self) {
+    /// Waits for the next thing to happen and deals with it. Fails only when
+    /// the daemon can't go on.
+    async fn step(&mut self) -> anyhow::Result<()> {
         tokio::select! {
             world = self.federation.changed() => self.take_world(world).await,
-            () = self.netlink.changed() => self.reconcile().await,
+            changed = self.netlink.changed() => {
+                changed?;
+                self.reconcile().await;
+            }
             () = self.config.changed() => self.reload().await,
             Some(asked) = self.asked.recv() => self.answer(asked),
-            () = tokio::time::sleep(TICK) => self.tick().await,
+            () = tokio::time::sleep(TICK) => self.tick().await?,
         }
+        Ok(())
     }
 
     /// Works out what follows from a changed world. Tables come first: the time
     /// from a changed label to its effect is what users feel.
     async fn take_world(&mut self, world: Arc<World>) {
+        if self.derived.as_ref().is_some_and(|derived| Arc::ptr_eq(&derived.world, &world)) {
+            return;
+        }
         let begun = Instant::now();
-        let derived = derive(world);
-        self.derived = Some(derived);
+        self.derived = Some(Arc::new(derive(world)));
         self.explainer = None;
         self.publish();
         self.last_change = begun.elapsed();
         self.reconcile().await;
     }
 
-    /// Puts tables into force that follow from what is known right now.
-    fn publish(&mut self) {
-        let (Some(derived), Some(gateway)) = (&self.derived, &self.gateway) else { return };
-        let overlay = overlay(&self.config.current, derived, gateway);
-        let changed = self.tables.apply(
-            overlay,
-            &derived.resolved,
-            &derived.compiled,
-            &self.adjacencies,
-        );
-        if changed {
-            info!(generation = self.tables.current().generation, "tables changed");
+    /// What no event tells: workers that have ended, old tables to free, a
+    /// kernel's side that could not be set up.
+    async fn tick(&mut self) -> anyhow::Result<()> {
+        self.tables.collect();
+        if let Some(dataplane) = &mut self.dataplane {
+            dataplane.check().context("a worker has ended")?;
+        } else if self.derived.is_some() {
+            self.reconcile().await;
         }
+        Ok(())
     }
 
-    /// Brings devices, ports, tables and kernel routes to what the present
-    /// world, devices and configuration ask for.
-    async fn reconcile(&mut self) {
-        let Some(derived) = self.derived.clone() else { return };
-        self.conditions.clear();
-        let own = &derived.resolved.own;
-        self.devices = match self.netlink.underlay(&own.underlay).await {
-            Ok(devices) => devices,
-            Err(error) => return self.stand_down("underlay", &error),
-        };
-        let plans = match self.device_plans() {
-            Ok(plans) => plans,
-            Err(error) => return self.stand_down("underlay.devices", &error),
-        };
-        let spec = self.gateway_spec(&derived, &plans);
-        match self.netlink.ensure_gateway(&spec).await {
-            Ok(gateway) => self.gateway = Some(gateway),
-            Err(error) => return self.stand_down("gateway", &error),
+    /// Takes over the configuration file's new content, whole or not at all.
+    async fn reload(&mut self) {
+        if !self.config.reload() {
+            return;
         }
-        self.ensure_ports(plans);
-        let underlays = derived.resolved.vteps.values().map(|vtep| vtep.underlay).collect();
-        self.adjacencies = self.netlink.adjacencies(&underlays).await;
-        self.publish();
-        self.tell_filters();
-        self.sync_routes(&derived).await;
-        self.report();
+        self.log.apply(&self.config.current.log);
+        self.federation.reconfigure(reload::federation(&self.node, &self.config.current));
+        self.reconcile().await;
+    }
+
+    fn answer(&mut self, asked: Asked) {
+        let answer = match asked.request {
+            Request::Status => serde_json::to_value(self.status()),
+            Request::Explain { queries } => serde_json::to_value(self.explain(&queries)),
+        };
+        let response = match answer {
+            Ok(answer) => Response::Answer(answer),
+            Err(error) => Response::Error(format!("the answer can't be written: {error}")),
+        };
+        // The asker may have gone.
+        let _ = asked.reply.send(response);
+    }
+
+    /// Leaves the node as it was found.
+    async fn stop(mut self) {
+        info!("stopping");
+        // The kernel's routes go first, so that no packet is sent to a gateway
+        // that nobody serves.
+        let removed = self.netlink.remove(&self.gateway_spec()).await;
+        if let Err(error) = removed {
+            error!(%error, "the gateway is not removed");
+        }
+        if let Some(dataplane) = self.dataplane.take() {
+            dataplane.stop();
+        }
     }
 }

@@ -142,7 +142,7 @@ impl<'u, 'a> Builder<'u, 'a> {
     }
 
     /// Makes the table of one direction. `end` is what holds when no tier
-    /// decides.
+    /// decides; also returns whether some packet gets that far.
     pub(super) fn table(
         &mut self,
         direction: Direction,
@@ -150,15 +150,17 @@ impl<'u, 'a> Builder<'u, 'a> {
         local: &Facts,
         v6: bool,
         end: Outcome,
-    ) -> Table {
+    ) -> (Table, bool) {
         let live = self.live_rules(direction, tiers, local, v6);
         let ends: Vec<Option<RuleId>> = tiers.iter().map(|tier| tier.end).collect();
         let groups = Groups::new(self.families[usize::from(v6)].classes.len(), &live);
         let mut programs: Vec<Arc<Program>> = Vec::new();
         let mut number: HashMap<*const Program, u32> = HashMap::default();
         let mut of_group = Vec::with_capacity(groups.samples.len());
+        let mut reaches_end = false;
         for steps in groups.steps(&live) {
             let (clauses, default) = flatten(&steps, &live, &ends, end);
+            reaches_end |= default == end || clauses.iter().any(|clause| clause.outcome == end);
             let program = self.programs.entry((clauses, default));
             let program = program
                 .or_insert_with_key(|(clauses, default)| Arc::new(Program::new(clauses, *default)));
@@ -177,7 +179,7 @@ impl<'u, 'a> Builder<'u, 'a> {
                 by_class[class.0 as usize] = program;
             }
         }
-        Table { by_class: self.shared(by_class), programs: programs.into() }
+        (Table { by_class: self.shared(by_class), programs: programs.into() }, reaches_end)
     }
 
     fn shared(&mut self, by_class: Vec<u32>) -> Arc<[u32]> {
@@ -356,22 +358,28 @@ impl Groups {
     /// The rules that concern each group, as far as packets can get to them.
     fn steps(&self, live: &[Live]) -> Vec<Vec<Step>> {
         let mut steps: Vec<Vec<Step>> = vec![Vec::new(); self.samples.len()];
-        // The last tier, exclusive, up to which a group's packets never get.
-        let mut closed = vec![0usize; self.samples.len()];
+        // The first tier whose further rules a group's packets can get to.
+        let mut open = vec![0usize; self.samples.len()];
+        // The tier that some of a group's packets last left by Pass.
+        let mut passed = vec![None; self.samples.len()];
         for (at, rule) in (0..).zip(live) {
             for ((number, part), matches) in (0..).zip(&rule.parts.parts).zip(&rule.matches) {
                 if matches.is_empty() {
                     continue;
                 }
-                let closes = match rule.then {
-                    _ if !matches.iter().any(L4Match::is_all) => 0,
-                    Then::Decide(_) => usize::MAX,
-                    Then::Pass => rule.tier + 1,
-                };
+                let all = matches.iter().any(L4Match::is_all);
                 let mut concern = |group: usize| {
-                    if closed[group] <= rule.tier {
-                        steps[group].push((at, number));
-                        closed[group] = closed[group].max(closes);
+                    if open[group] > rule.tier {
+                        return;
+                    }
+                    steps[group].push((at, number));
+                    if let Then::Pass = rule.then {
+                        passed[group] = Some(rule.tier);
+                    }
+                    if all && passed[group] == Some(rule.tier) {
+                        open[group] = rule.tier + 1;
+                    } else if all {
+                        open[group] = usize::MAX;
                     }
                 };
                 if rule.parts.all {
