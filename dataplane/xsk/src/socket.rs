@@ -115,14 +115,13 @@ pub enum SocketError {
 }
 
 impl SocketError {
-    /// The system's error.
-    pub fn source_error(&self) -> &io::Error {
-        match self {
-            Self::Open(source)
-            | Self::Register { source, .. }
-            | Self::Ring { source, .. }
-            | Self::Bind { source, .. } => source,
-        }
+    /// Whether the kernel refused for want of privileges.
+    pub fn is_permission(&self) -> bool {
+        let (Self::Open(source)
+        | Self::Register { source, .. }
+        | Self::Ring { source, .. }
+        | Self::Bind { source, .. }) = self;
+        matches!(source.raw_os_error(), Some(libc::EPERM | libc::EACCES))
     }
 }
 

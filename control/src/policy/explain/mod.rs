@@ -25,7 +25,7 @@ use serde::Serialize;
 use tieline_dataplane::addr::{Addr, Prefix};
 use tieline_dataplane::tables::{ClassId, PolicyId, PrefixMap};
 
-pub use self::batch::{Summary, explain_lines};
+pub use self::batch::{Summary, explain_lines, explain_text};
 use self::query::End;
 pub use self::query::{Protocol, Query};
 pub use self::story::{NearMiss, PolicyTrace, RuleTrace, TierTrace};
