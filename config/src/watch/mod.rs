@@ -7,7 +7,7 @@
 //! that are watched (`place`), also for a file; and those that are gone,
 //! come back, or can't be watched at all are looked at every [`POLL`].
 //!
-//! Must not know: what the content means. Start reading at [`Watch::new`].
+//! Must not know: what the content means. Start reading at [`Watch::start`].
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -57,7 +57,7 @@ enum Wake {
 
 impl Watch {
     /// Calls `changed` whenever the content of any of `paths` is other than at
-    /// the call before (or than at this call, for the first time),
+    /// the call before (or than at this call of `start`, for the first time),
     /// with the paths that it holds of.
     ///
     /// Each path is a file or a directory and need not exist: absence is a
@@ -72,7 +72,7 @@ impl Watch {
     ///
     /// # Errors
     /// If the thread can't be started.
-    pub fn new<I>(
+    pub fn start<I>(
         paths: I,
         changed: impl FnMut(&[PathBuf]) + Send + 'static,
     ) -> Result<Self, WatchError>

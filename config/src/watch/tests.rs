@@ -22,7 +22,7 @@ impl Fixture {
         let changed = move |paths: &[PathBuf]| {
             let _ = send.send(paths.to_vec());
         };
-        Self { _watch: Watch::new(paths, changed).unwrap(), reports }
+        Self { _watch: Watch::start(paths, changed).unwrap(), reports }
     }
 
     #[track_caller]
@@ -295,7 +295,7 @@ fn a_watch_may_be_ended_by_its_own_report() {
     let holder = std::sync::Arc::new(std::sync::Mutex::new(None::<Watch>));
     let (send, ended) = channel();
     let inner = holder.clone();
-    let watch = Watch::new([&file], move |_| {
+    let watch = Watch::start([&file], move |_| {
         drop(inner.lock().unwrap().take());
         let _ = send.send(());
     });
