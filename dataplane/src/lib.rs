@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 pub mod addr;
+pub mod capture;
 pub mod counters;
 pub mod decap;
 pub mod encap;

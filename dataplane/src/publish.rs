@@ -155,12 +155,12 @@ mod loom_tests {
         loom::model(|| {
             let home = thread::current().id();
             let mut publisher = Publisher::new(Tables { a: 0, b: 0, home });
-            let readers: Vec<_> = (0..2)
-                .map(|_| {
+            let readers: Vec<_> = (1..=2)
+                .map(|rounds| {
                     let mut reader = publisher.reader();
                     thread::spawn(move || {
                         let mut last = 0;
-                        for _ in 0..2 {
+                        for _ in 0..rounds {
                             reader.refresh();
                             let tables = reader.get();
                             assert_eq!(tables.a, tables.b);

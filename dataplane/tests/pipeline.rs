@@ -74,7 +74,7 @@ fn the_outer_headers_are_what_the_standards_say() {
 fn both_directions_of_a_flow_have_one_outer_source_port() {
     let (mut a, mut b) = pair(false);
     // One key for both tables, as if both directions were sent by one node.
-    let hasher = ahash::RandomState::with_seeds(1, 2, 3, 4);
+    let hasher = tieline_dataplane::flow::FlowHasher::from_seed(1);
     let table = |hasher| {
         let timeouts = tieline_dataplane::flow::Timeouts::default();
         tieline_dataplane::flow::FlowTable::with_hasher(64, timeouts, hasher)

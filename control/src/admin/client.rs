@@ -39,10 +39,8 @@ pub enum ClientError {
 
 /// Asks the daemon at `socket`.
 pub fn ask(socket: &Path, request: &Request) -> Result<serde_json::Value, ClientError> {
-    let unreachable =
-        |source| ClientError::Unreachable { socket: socket.to_owned(), source };
-    let no_answer =
-        |reason: String| ClientError::NoAnswer { socket: socket.to_owned(), reason };
+    let unreachable = |source| ClientError::Unreachable { socket: socket.to_owned(), source };
+    let no_answer = |reason: String| ClientError::NoAnswer { socket: socket.to_owned(), reason };
     let mut stream = UnixStream::connect(socket).map_err(unreachable)?;
     stream.set_read_timeout(Some(PATIENCE)).map_err(unreachable)?;
     let mut text = serde_json::to_vec(request).map_err(|error| no_answer(error.to_string()))?;

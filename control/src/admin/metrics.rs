@@ -51,8 +51,16 @@ impl Collector for View {
             ("endpoints", "addresses with an identity", tables.endpoints as i64),
             ("policies", "policies of local endpoints", tables.policies as i64),
             ("flows", "live flows", tables.flows as i64),
-            ("flow_capacity", "flows that the flow table has room for", tables.flow_capacity as i64),
-            ("config_rejected", "whether the config file's content is not in force", rejected(status)),
+            (
+                "flow_capacity",
+                "flows that the flow table has room for",
+                tables.flow_capacity as i64,
+            ),
+            (
+                "config_rejected",
+                "whether the config file's content is not in force",
+                rejected(status),
+            ),
             ("conditions_error", "conditions of severity error", severity(status, "error")),
             ("conditions_warning", "conditions of severity warning", severity(status, "warning")),
         ] {
@@ -81,7 +89,8 @@ fn packets(status: &Status, encoder: &mut DescriptorEncoder) -> fmt::Result {
         counter.encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)?;
     }
     let help = "dropped packets by reason";
-    let mut family = encoder.encode_descriptor("dropped_packets", help, None, MetricType::Counter)?;
+    let mut family =
+        encoder.encode_descriptor("dropped_packets", help, None, MetricType::Counter)?;
     for reason in DropReason::ALL {
         let count = status.drops.get(reason.label()).copied().unwrap_or(0);
         counted(&mut family, &[("reason", reason.label())], count)?;
@@ -101,7 +110,9 @@ const PORT_FIELDS: [PortField; 4] = [
     ("port_receive_dropped_frames", "frames lost before they reached a worker", |port| {
         port.receive_dropped
     }),
-    ("port_send_failed_frames", "frames that the device or kernel refused", |port| port.send_failed),
+    ("port_send_failed_frames", "frames that the device or kernel refused", |port| {
+        port.send_failed
+    }),
 ];
 
 fn ports(status: &Status, encoder: &mut DescriptorEncoder) -> fmt::Result {
@@ -113,6 +124,19 @@ fn ports(status: &Status, encoder: &mut DescriptorEncoder) -> fmt::Result {
             counted(&mut family, &labels("underlay"), value(&worker.underlay_port))?;
             counted(&mut family, &labels("gateway"), value(&worker.gateway_port))?;
         }
+    }
+    Ok(())
+}
+
+/// One for each remote cluster and its present state.
+fn clusters(status: &Status, encoder: &mut DescriptorEncoder) -> fmt::Result {
+    let help = "remote clusters, each with its state and whether its routes count";
+    let mut family = encoder.encode_descriptor("remote_cluster", help, None, MetricType::Gauge)?;
+    for (name, remote) in status.clusters["remotes"].as_object().into_iter().flatten() {
+        let state = remote["state"].as_str().unwrap_or_default();
+        let overlay = if remote["overlay"] == true { "true" } else { "false" };
+        let labels = [("cluster", name.as_str()), ("state", state), ("overlay", overlay)];
+        ConstGauge::new(1i64).encode(family.encode_family(&&labels[..])?)?;
     }
     Ok(())
 }

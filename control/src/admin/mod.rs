@@ -9,7 +9,8 @@
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::policy::explain::Query;
+use crate::derive::Derived;
+use crate::policy::explain::{Explainer, explain_lines, explain_text};
 
 pub mod client;
 pub mod http;
@@ -23,11 +24,47 @@ pub mod status;
 pub enum Request {
     /// The state of the daemon: a [`status::Status`].
     Status,
-    /// Why connections are allowed or denied: one answer or error for each.
+    /// Why connections are allowed or denied: an [`Explained`].
     Explain {
-        /// The connections.
-        queries: Vec<Query>,
+        /// The connections, as JSON lines.
+        lines: String,
+        /// Whether the answers are for people.
+        text: bool,
     },
+}
+
+/// Answers to [`Request::Explain`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Explained {
+    /// One answer or error for each connection: JSON lines, or text.
+    pub output: String,
+    /// Connections that are allowed.
+    pub allowed: usize,
+    /// Connections that are denied.
+    pub denied: usize,
+    /// Lines without an answer.
+    pub errors: usize,
+}
+
+impl Explained {
+    /// Answers in one state of the world.
+    pub fn new(derived: &Derived, lines: &str, text: bool) -> Self {
+        let mut explainer = Explainer::new(derived);
+        let mut output = Vec::new();
+        // Neither reading nor writing memory fails.
+        let summary = if text {
+            explain_text(&mut explainer, lines.as_bytes(), &mut output)
+        } else {
+            explain_lines(&mut explainer, lines.as_bytes(), &mut output)
+        }
+        .unwrap_or_default();
+        Self {
+            output: String::from_utf8_lossy(&output).into_owned(),
+            allowed: summary.allowed,
+            denied: summary.denied,
+            errors: summary.errors,
+        }
+    }
 }
 
 /// An answer.

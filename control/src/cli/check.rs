@@ -1,16 +1,16 @@
 //! `tieline check`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use anyhow::{Context, bail};
 use serde::Serialize;
 
-use super::explain::{Asked, ask_all};
 use super::offline::{self, Offline};
 use super::text::{Columns, Tone, paint};
 use super::{Output, verdict};
 use crate::admin::status::ConditionStatus;
-use crate::policy::explain::Explainer;
+use crate::policy::explain::{Explainer, Verdict};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct CheckArgs {
@@ -69,7 +69,7 @@ struct Difference {
 pub(super) fn main(args: &CheckArgs) -> anyhow::Result<ExitCode> {
     let offline = offline::read(&args.config)?;
     let expectations = match &args.expect {
-        Some(file) => Some(compare(&offline, ask_all(file)?)?),
+        Some(file) => Some(compare(&offline, file)?),
         None => None,
     };
     let report = report(&offline, expectations);
@@ -82,24 +82,47 @@ pub(super) fn main(args: &CheckArgs) -> anyhow::Result<ExitCode> {
     Ok(verdict(!broken && !differs))
 }
 
-fn compare(offline: &Offline, asked: Vec<Asked>) -> anyhow::Result<Expectations> {
-    let mut explainer = Explainer::new(offline.derived.clone());
-    let mut differences = Vec::new();
-    let connections = asked.len();
-    for Asked { line, value, query } in asked {
-        let Some(expected) = value.get("expect").and_then(serde_json::Value::as_str) else {
-            anyhow::bail!("line {line}: no \"expect\"; give it \"allow\" or \"deny\"");
+fn compare(offline: &Offline, file: &Path) -> anyhow::Result<Expectations> {
+    let mut explainer = Explainer::new(&offline.derived).brief();
+    let mut expectations = Expectations { connections: 0, differences: Vec::new() };
+    for (at, text) in super::explain::read(file)?.lines().enumerate() {
+        if text.trim().is_empty() {
+            continue;
+        }
+        expectations.connections += 1;
+        let place = || format!("{}: line {}", file.display(), at + 1);
+        let query: serde_json::Value = serde_json::from_str(text).with_context(place)?;
+        let (found, reason) = find(&mut explainer, &query).with_context(place)?;
+        let expected = query["expect"].as_str();
+        let Some(expected @ ("allow" | "deny")) = expected else {
+            bail!("{}: expect: say \"allow\" or \"deny\"", place());
         };
-        let answer = explainer.answer_json(&query);
-        let field = |name: &str| answer.get(name).and_then(serde_json::Value::as_str);
-        let found = field("verdict").unwrap_or("error").to_owned();
         if found != expected {
-            let reason = field("reason").or(field("error")).unwrap_or_default().to_owned();
-            let expected = expected.to_owned();
-            differences.push(Difference { line, query: value, expected, found, reason });
+            let (line, expected) = (at + 1, expected.to_owned());
+            expectations.differences.push(Difference { line, query, expected, found, reason });
         }
     }
-    Ok(Expectations { connections, differences })
+    Ok(expectations)
+}
+
+/// The verdict on a connection and its reason.
+fn find(
+    explainer: &mut Explainer<'_>,
+    query: &serde_json::Value,
+) -> anyhow::Result<(String, String)> {
+    let mut asked = query.clone();
+    if let Some(fields) = asked.as_object_mut() {
+        fields.remove("expect");
+    }
+    let answer = explainer.explain(&serde_json::from_value(asked)?)?;
+    let allowed = answer.verdict == Verdict::Allow;
+    let sides = [&answer.egress, &answer.ingress].into_iter().flatten();
+    let reasons: Vec<_> = sides
+        .filter(|side| allowed || side.verdict == Verdict::Deny)
+        .map(|side| side.reason.clone())
+        .collect();
+    let found = if allowed { "allow" } else { "deny" };
+    Ok((found.to_owned(), reasons.join("; ")))
 }
 
 fn report(offline: &Offline, expectations: Option<Expectations>) -> Report {

@@ -1,14 +1,13 @@
 //! `tieline explain`
 
-use std::io::{BufRead, Read, Write};
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 
 use super::{Output, SocketArgs, offline, verdict};
-use crate::admin::{Request, client};
-use crate::policy::explain::{Explainer, Query, render};
+use crate::admin::{Explained, Request, client};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct ExplainArgs {
@@ -48,48 +47,43 @@ pub(super) struct ExplainArgs {
     output: Output,
 }
 
-/// A connection that is asked about.
-pub(super) struct Asked {
-    pub(super) line: usize,
-    pub(super) value: serde_json::Value,
-    pub(super) query: Query,
-}
-
 /// Exits 1 when a connection is denied. With `--queries` the answers are the
 /// result, whatever they are: then it exits 1 only when one could not be given.
 pub(super) fn main(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
-    let queries = match &args.queries {
-        Some(file) => ask_all(file)?.into_iter().map(|asked| asked.query).collect(),
-        None => vec![single(args)?],
+    let lines = match &args.queries {
+        Some(file) => read(file)?,
+        None => single(args).to_string(),
     };
-    let answers = match &args.config {
-        Some(config) => {
-            let mut explainer = Explainer::new(offline::read(config)?.derived);
-            queries.iter().map(|query| explainer.answer_json(query)).collect()
-        }
-        None => online(&args.socket.socket, queries)?,
+    let text = args.output == Output::Text;
+    let explained = match &args.config {
+        Some(config) => Explained::new(&offline::read(config)?.derived, &lines, text),
+        None => serde_json::from_value(client::ask(
+            &args.socket.socket,
+            &Request::Explain { lines, text },
+        )?)?,
     };
-    let mut out = std::io::stdout().lock();
-    for answer in &answers {
-        match (args.output, args.queries.is_some()) {
-            (Output::Json, false) => writeln!(out, "{}", serde_json::to_string_pretty(answer)?)?,
-            (Output::Json, true) => writeln!(out, "{answer}")?,
-            (Output::Text, _) => writeln!(out, "{}", render(answer))?,
-        }
+    if args.queries.is_none() && explained.errors > 0 {
+        bail!("{}", error_of(&explained.output));
     }
-    let failed = answers.iter().any(|answer| answer.get("error").is_some());
-    if args.queries.is_some() {
-        return Ok(verdict(!failed));
+    if args.queries.is_none() && !text {
+        let answer: serde_json::Value = serde_json::from_str(&explained.output)?;
+        println!("{}", serde_json::to_string_pretty(&answer)?);
+    } else {
+        std::io::stdout().write_all(explained.output.as_bytes())?;
     }
-    if failed {
-        return Ok(ExitCode::from(2));
-    }
-    let allowed = answers.iter().all(|answer| answer["verdict"] == "allow");
-    Ok(verdict(allowed))
+    let bad = if args.queries.is_some() { explained.errors } else { explained.denied };
+    Ok(verdict(bad == 0))
 }
 
-fn single(args: &ExplainArgs) -> anyhow::Result<Query> {
-    let value = serde_json::json!({
+/// The words of an error, which is JSON if JSON was asked for.
+fn error_of(output: &str) -> String {
+    let value: Option<serde_json::Value> = serde_json::from_str(output).ok();
+    let words = value.as_ref().and_then(|value| value["error"].as_str());
+    words.unwrap_or(output.trim()).to_owned()
+}
+
+fn single(args: &ExplainArgs) -> serde_json::Value {
+    let mut query = serde_json::json!({
         "from": args.from,
         "to": args.to,
         "protocol": args.protocol,
@@ -98,38 +92,20 @@ fn single(args: &ExplainArgs) -> anyhow::Result<Query> {
         "icmp_type": args.icmp_type,
         "icmp_code": args.icmp_code,
     });
-    serde_json::from_value(value).context("not a connection")
+    if let Some(fields) = query.as_object_mut() {
+        fields.retain(|_, value| !value.is_null());
+    }
+    query
 }
 
-/// The connections of a file of JSON lines.
-pub(super) fn ask_all(file: &Path) -> anyhow::Result<Vec<Asked>> {
-    let input: Box<dyn Read> = if file == Path::new("-") {
-        Box::new(std::io::stdin().lock())
+/// The text of a file, or of standard input for `-`.
+pub(super) fn read(file: &Path) -> anyhow::Result<String> {
+    let mut text = String::new();
+    if file == Path::new("-") {
+        std::io::stdin().lock().read_to_string(&mut text).context("standard input")?;
     } else {
-        let file_name = file.display();
-        Box::new(std::fs::File::open(file).with_context(|| format!("cannot read {file_name}"))?)
-    };
-    let mut all = Vec::new();
-    for (at, text) in std::io::BufReader::new(input).lines().enumerate() {
-        let (line, text) = (at + 1, text?);
-        if text.trim().is_empty() {
-            continue;
-        }
-        let place = || format!("{}: line {line} is not a connection", file.display());
-        let mut value: serde_json::Value = serde_json::from_str(&text).with_context(place)?;
-        let mut query = value.clone();
-        if let Some(fields) = query.as_object_mut() {
-            fields.remove("expect");
-        }
-        let query = serde_json::from_value(query).with_context(place)?;
-        all.push(Asked { line, value: value.take(), query });
+        text = std::fs::read_to_string(file)
+            .with_context(|| format!("cannot read {}", file.display()))?;
     }
-    Ok(all)
-}
-
-fn online(socket: &Path, queries: Vec<Query>) -> anyhow::Result<Vec<serde_json::Value>> {
-    match client::ask(socket, &Request::Explain { queries })? {
-        serde_json::Value::Array(answers) => Ok(answers),
-        other => bail!("the daemon answers with {other}"),
-    }
+    Ok(text)
 }

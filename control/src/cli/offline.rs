@@ -8,8 +8,9 @@ use anyhow::{Context, bail};
 use tieline_config::Config;
 
 use crate::derive::{Derived, derive};
-use crate::federation::{Federation, FederationConfig};
-use crate::state::{ClusterId, Condition};
+use crate::federation::Federation;
+use crate::state::Condition;
+use crate::supervise;
 
 /// How long the clusters' directories may take to be read.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -26,7 +27,7 @@ pub(super) struct Offline {
 pub(super) fn read(config: &Path) -> anyhow::Result<Offline> {
     let config = Config::load(config)?;
     let node = config.node_name()?;
-    let federation = FederationConfig::of(&node, &config);
+    let federation = supervise::reload::federation(&node, &config);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -56,9 +57,4 @@ async fn first(federation: &mut Federation) -> anyhow::Result<Arc<crate::state::
             bail!("datastore.path: {error}");
         }
     }
-}
-
-/// Whether a condition is of the cluster that the configuration is for.
-pub(super) fn place(cluster: &ClusterId) -> String {
-    cluster.to_string()
 }

@@ -56,11 +56,8 @@ fn render(status: &Status) -> String {
 
 fn node(status: &Status) -> Columns {
     let mut columns = Columns::default();
-    let state = if status.ready {
-        paint("ready", Tone::Good)
-    } else {
-        paint("not ready", Tone::Bad)
-    };
+    let state =
+        if status.ready { paint("ready", Tone::Good) } else { paint("not ready", Tone::Bad) };
     columns.row(["name", &status.node]);
     columns.row(["state", &state]);
     columns.row(["version", &status.version]);
@@ -109,7 +106,10 @@ fn workers(status: &Status) -> Columns {
             worker.underlay.clone(),
             cpu,
             format!("{}/{} frames free ({})", worker.frames_free, worker.frames, worker.pages),
-            format!("underlay rx {} tx {}", worker.underlay_port.received, worker.underlay_port.sent),
+            format!(
+                "underlay rx {} tx {}",
+                worker.underlay_port.received, worker.underlay_port.sent
+            ),
             format!("gateway rx {} tx {}", worker.gateway_port.received, worker.gateway_port.sent),
             format!("{lost} lost before us"),
         ]);
@@ -135,8 +135,8 @@ fn clusters(clusters: &serde_json::Value) -> Columns {
             name,
             text(cluster, "state"),
             format!("{objects} objects"),
-            text(cluster, "overlay"),
-            text(cluster, "last_error"),
+            text(cluster, "overlay_reason"),
+            text(cluster, "error"),
         ]);
     };
     if let Some(local) = clusters.get("local") {

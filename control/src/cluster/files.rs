@@ -121,10 +121,14 @@ impl File {
         match manifest {
             Ok(manifest) => {
                 file.ignored = manifest.ignored;
+                let unnamed = |item: &Item| matches!(item, Item::Broken { written: None, .. });
+                let unnamed = manifest.items.iter().any(unnamed);
                 for item in manifest.items {
                     file.add(item, before);
                 }
-                file.keep_unnamed(before);
+                if let Some(before) = before.filter(|_| unnamed) {
+                    file.keep_lost(before);
+                }
             }
             Err(error) => file.keep_all(&error, before),
         }
@@ -139,8 +143,13 @@ impl File {
                     self.problem(document, Severity::Warning, Some(&written), &warning);
                 }
                 let key = (kind, converted.name);
-                let entry = Entry { document, key, object: converted.object, kept: false };
-                self.insert(written, entry);
+                // An equal object stays the same one, so that views share it.
+                let last = before.and_then(|file| file.objects.get(&written));
+                let object = match last {
+                    Some(last) if last.object == converted.object => last.object.clone(),
+                    _ => converted.object,
+                };
+                self.insert(written, Entry { document, key, object, kept: false });
             }
             Item::Broken { document, label, kind, written, error } => {
                 let key = kind.zip(written);
@@ -193,18 +202,10 @@ impl File {
     }
 
     /// An object without a readable name may be any that the file has lost.
-    fn keep_unnamed(&mut self, before: Option<&Self>) {
-        let Some(before) = before else { return };
-        let unnamed = self.problems.iter().any(|problem| {
-            problem.severity == Severity::Error
-                && problem.key.is_none()
-                && problem.document.is_some()
-        });
-        if unnamed {
-            for (written, entry) in &before.objects {
-                let kept = Entry { kept: true, ..entry.clone() };
-                self.objects.entry(written.clone()).or_insert(kept);
-            }
+    fn keep_lost(&mut self, before: &Self) {
+        for (written, entry) in &before.objects {
+            let kept = Entry { kept: true, ..entry.clone() };
+            self.objects.entry(written.clone()).or_insert(kept);
         }
     }
 
@@ -352,3 +353,6 @@ fn same_or<T: PartialEq>(previous: &Arc<T>, next: T) -> Arc<T> {
 fn describe((kind, name): &Key) -> String {
     format!("{kind} {name}")
 }
+
+#[cfg(test)]
+mod tests;

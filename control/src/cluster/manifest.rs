@@ -65,7 +65,7 @@ pub struct Manifest {
 pub enum Item {
     /// A sound one.
     Good {
-        /// Number of its document, from 1.
+        /// Number of its document, from 1; empty ones are not counted.
         document: usize,
         /// Its kind.
         kind: Kind,
@@ -76,7 +76,7 @@ pub enum Item {
     },
     /// A broken one.
     Broken {
-        /// Number of its document, from 1.
+        /// Number of its document, from 1; empty ones are not counted.
         document: usize,
         /// `apiVersion kind` as written, as far as known.
         label: String,
@@ -134,6 +134,8 @@ fn options(bytes: usize) -> serde_saphyr::Options {
             max_documents: events,
         },
         with_snippet: false,
+        // A namespace may be called `y`, a label's value may be `no`.
+        strict_booleans: true,
     }
 }
 
@@ -213,3 +215,6 @@ impl Manifest {
         self.items.push(Item::Broken { document, label, kind, written, error });
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -416,3 +416,6 @@ fn remote(object: &Reader<'_>) -> Result<RemoteClusterConfiguration, FieldError>
     };
     Ok(RemoteClusterConfiguration { overlay, access_secret })
 }
+
+#[cfg(test)]
+mod tests;

@@ -30,6 +30,8 @@ pub(super) fn pod(object: &Reader<'_>) -> Result<Option<Pod>, FieldError> {
             ports.extend(named_ports(&container.items("ports")?, "containerPort")?);
         }
     }
+    ports.sort();
+    ports.dedup();
     Ok(Some(Pod {
         labels: object.map("metadata.labels")?,
         node: node.to_owned(),

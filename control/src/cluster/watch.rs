@@ -392,3 +392,6 @@ impl Walk {
 fn is_manifest(name: &str) -> bool {
     [".yaml", ".yml", ".json"].iter().any(|suffix| name.ends_with(suffix))
 }
+
+#[cfg(test)]
+mod tests;

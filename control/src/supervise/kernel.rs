@@ -51,7 +51,11 @@ impl Daemon {
             port: own.map_or(4789, |own| own.port),
             mac_v4: mac(own.map(|own| own.mac_v4)),
             mac_v6: mac(own.map(|own| own.mac_v6)),
-            underlay: own.into_iter().flat_map(|own| &own.underlay).map(|ip| Addr::from(*ip)).collect(),
+            underlay: own
+                .into_iter()
+                .flat_map(|own| &own.underlay)
+                .map(|ip| Addr::from(*ip))
+                .collect(),
             verify_checksum: config.verify_checksum,
             udp6_checksum: config.udp6_checksum,
             gateway_mac: mac(gateway.map(|gateway| gateway.device_mac)),
@@ -113,6 +117,7 @@ impl Daemon {
         GatewaySpec {
             device: config.gateway.device.clone(),
             peer: config.gateway.peer.clone(),
+            route_protocol: config.gateway.route_protocol,
             mtu: config.gateway.mtu.unwrap_or_else(|| self.overlay_mtu()),
             queues: Some(PortPlan::workers(&self.device_plans(), config.underlay.mode).max(1)),
             tunnel_addresses: own.map(|own| own.tunnel.clone()).unwrap_or_default(),

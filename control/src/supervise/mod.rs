@@ -28,18 +28,17 @@ use tokio::sync::mpsc;
 use tracing::{error, info};
 
 use crate::admin::server::Server;
-use crate::admin::{Asked, Desk, Request, Response};
+use crate::admin::{Asked, Desk, Explained, Request, Response};
 use crate::derive::{Derived, derive};
 use crate::federation::Federation;
 use crate::link::{Adjacency, Gateway, Netlink, Underlay};
-use crate::policy::explain::Explainer;
 use crate::publish::Tables;
 use crate::state::{Condition, World};
 
 mod kernel;
 mod log;
 mod ports;
-mod reload;
+pub(crate) mod reload;
 mod report;
 
 use ports::Dataplane;
@@ -95,8 +94,6 @@ struct Daemon {
     asked: mpsc::Receiver<Asked>,
     /// What the world amounts to; nothing before the local cluster is known.
     derived: Option<Arc<Derived>>,
-    /// Answers `explain`; made when first asked.
-    explainer: Option<Explainer>,
     underlay: Underlay,
     gateway: Option<Gateway>,
     adjacencies: BTreeMap<IpAddr, Adjacency>,
@@ -135,7 +132,6 @@ impl Daemon {
             flows: Arc::new(flows),
             asked,
             derived: None,
-            explainer: None,
             underlay: Underlay::default(),
             gateway: None,
             adjacencies: BTreeMap::new(),
@@ -170,7 +166,6 @@ impl Daemon {
         }
         let begun = Instant::now();
         self.derived = Some(Arc::new(derive(world)));
-        self.explainer = None;
         self.publish();
         self.last_change = begun.elapsed();
         self.reconcile().await;
@@ -201,7 +196,14 @@ impl Daemon {
     fn answer(&mut self, asked: Asked) {
         let answer = match asked.request {
             Request::Status => serde_json::to_value(self.status()),
-            Request::Explain { queries } => serde_json::to_value(self.explain(&queries)),
+            Request::Explain { lines, text } => match &self.derived {
+                Some(derived) => serde_json::to_value(Explained::new(derived, &lines, text)),
+                None => {
+                    let reason = "the local cluster is not known yet; see `tieline status`";
+                    let _ = asked.reply.send(Response::Error(reason.into()));
+                    return;
+                }
+            },
         };
         let response = match answer {
             Ok(answer) => Response::Answer(answer),

@@ -21,10 +21,10 @@ use tieline_dataplane::publish::Reader;
 use tieline_dataplane::tables::Snapshot;
 use tieline_dataplane::worker::{Heartbeat, Shared, Worker, WorkerConfig};
 use tieline_dataplane::xsk::area::Area;
-use tieline_dataplane::xsk::filter::{Filter, FilterConfig, Link};
-use tieline_dataplane::xsk::packet::{PacketSocket, UdpSink};
-use tieline_dataplane::xsk::socket::{Mode, Socket, SocketConfig};
-use tieline_dataplane::xsk::{device, memlock};
+use tieline_dataplane::xsk::filter::{self, AttachError, BpfError, Filter, FilterConfig, Link};
+use tieline_dataplane::xsk::memlock;
+use tieline_dataplane::xsk::packet::{PacketSocket, Take, UdpSink};
+use tieline_dataplane::xsk::socket::{Mode, Socket, SocketConfig, SocketError};
 use tracing::{info, warn};
 
 use crate::state::{ClusterId, Condition, Severity};
@@ -71,11 +71,21 @@ pub(super) struct Running {
     thread: Option<JoinHandle<std::io::Result<()>>>,
 }
 
-/// A device with our XDP program on it. The program is detached first and the
-/// maps go last.
+/// A device with our XDP program on it, which is detached when this is dropped.
 struct Attached {
-    _link: Link,
     filter: Filter,
+    _link: Link,
+}
+
+/// The heartbeats of a worker: one for each of its ports.
+struct Beats(Vec<filter::Heartbeat>);
+
+impl Heartbeat for Beats {
+    fn beat(&mut self, monotonic_ns: u64) {
+        for heartbeat in &mut self.0 {
+            heartbeat.beat(monotonic_ns);
+        }
+    }
 }
 
 /// Ports and workers that run.
@@ -96,7 +106,7 @@ struct Lane {
     area: Area,
     underlay: Box<dyn Port<Area>>,
     gateway: Box<dyn Port<Area>>,
-    heartbeats: Vec<Box<dyn Heartbeat>>,
+    heartbeats: Vec<filter::Heartbeat>,
     name: String,
 }
 
@@ -236,15 +246,16 @@ struct OpenedDevice {
 impl Opened {
     fn xdp(plan: &PortPlan) -> anyhow::Result<Self> {
         let workers = PortPlan::workers(&plan.underlay, plan.mode);
-        let mut areas = (0..workers)
+        let areas = (0..workers)
             .map(|_| Area::new(plan.frames, plan.frame_size).context("a worker's frames"))
             .collect::<anyhow::Result<Vec<_>>>()?;
         let mut underlay = Vec::new();
         let mut first = 0;
         for device in &plan.underlay {
             let queues = usize::try_from(device.queues)?;
-            let areas = &mut areas[first..first + queues];
-            underlay.push(open_device(plan, device, Filter::underlay, wanted_modes(plan.mode), areas)?);
+            let areas = &areas[first..first + queues];
+            let modes = wanted_modes(plan.mode);
+            underlay.push(open_device(plan, device, Filter::underlay, modes, areas)?);
             first += queues;
         }
         // The gateway is a veth, which never has zero copy.
@@ -252,7 +263,7 @@ impl Opened {
             Wanted::Generic => &[Mode::Generic],
             _ => &[Mode::NativeCopy, Mode::Generic],
         };
-        let gateway = open_device(plan, &plan.gateway, Filter::gateway, modes, &mut areas)?;
+        let gateway = open_device(plan, &plan.gateway, Filter::gateway, modes, &areas)?;
         Self::assemble(plan, areas, underlay, gateway)
     }
 
@@ -300,13 +311,14 @@ impl Opened {
                 plan.underlay.len()
             );
         };
-        let open = |device: &DevicePlan| {
-            PacketSocket::open(device.index).with_context(|| format!("packet socket on {}", device.name))
+        let open = |device: &DevicePlan, take| {
+            PacketSocket::open(device.index, take)
+                .with_context(|| format!("no packet socket on {}", device.name))
         };
         let lane = Lane {
             area: Area::new(plan.frames, plan.frame_size).context("a worker's frames")?,
-            underlay: Box::new(PacketPort(open(device)?)),
-            gateway: Box::new(PacketPort(open(&plan.gateway)?)),
+            underlay: Box::new(PacketPort(open(device, Take::UdpTo(plan.port))?)),
+            gateway: Box::new(PacketPort(open(&plan.gateway, Take::All)?)),
             heartbeats: Vec::new(),
             name: device.name.clone(),
         };
@@ -321,5 +333,84 @@ impl Opened {
             conditions: Vec::new(),
             sink,
         })
+    }
+}
+
+/// The modes to try, best first.
+fn wanted_modes(wanted: Wanted) -> &'static [Mode] {
+    match wanted {
+        Wanted::NativeZeroCopy => &[Mode::NativeZeroCopy],
+        Wanted::NativeCopy => &[Mode::NativeCopy],
+        Wanted::Generic => &[Mode::Generic],
+        Wanted::Auto | Wanted::Packet => &Mode::ALL,
+    }
+}
+
+/// Opens every queue of a device in the first of `modes` in which all of them
+/// open. `areas` has an area for each queue.
+fn open_device(
+    plan: &PortPlan,
+    device: &DevicePlan,
+    load: impl Fn(&FilterConfig) -> Result<Filter, BpfError>,
+    modes: &[Mode],
+    areas: &[Area],
+) -> anyhow::Result<OpenedDevice> {
+    let config = FilterConfig { port: plan.port, liveness: plan.liveness, queues: device.queues };
+    let mut refusals = Vec::new();
+    for mode in modes {
+        let filter = load(&config)?;
+        match open_mode(plan, device, filter, *mode, areas) {
+            Ok(opened) => return Ok(opened),
+            // Another's program stays, in whatever mode we would come.
+            Err(error) if matches!(error.downcast_ref(), Some(AttachError::Foreign { .. })) => {
+                return Err(error);
+            }
+            Err(error) => refusals.push(error),
+        }
+    }
+    let words: Vec<String> = refusals.iter().map(|error| format!("{error:#}")).collect();
+    let words = format!("{}: no mode of AF_XDP works: {}", device.name, words.join("; "));
+    // The last refusal is the plainest mode's: its cause counts.
+    match refusals.pop() {
+        Some(last) => Err(last.context(words)),
+        None => anyhow::bail!(words),
+    }
+}
+
+fn open_mode(
+    plan: &PortPlan,
+    device: &DevicePlan,
+    filter: Filter,
+    mode: Mode,
+    areas: &[Area],
+) -> anyhow::Result<OpenedDevice> {
+    let link = filter.attach(device.index, mode.is_native())?;
+    let rings = SocketConfig::for_area(plan.frames);
+    let mut sockets = Vec::new();
+    for (queue, area) in (0u32..).zip(areas) {
+        let socket = Socket::bind(area, device.index, queue, mode, &rings)?;
+        filter.set_socket(queue, &socket)?;
+        sockets.push(socket);
+    }
+    Ok(OpenedDevice { attached: Attached { filter, _link: link }, mode, sockets })
+}
+
+/// Whether the kernel has refused for want of privileges.
+fn is_permission(error: &anyhow::Error) -> bool {
+    let by_bpf = error.downcast_ref::<BpfError>().is_some_and(BpfError::is_permission);
+    let by_attach = error.downcast_ref::<AttachError>().is_some_and(AttachError::is_permission);
+    let by_socket = error.downcast_ref::<SocketError>().is_some_and(SocketError::is_permission);
+    by_bpf || by_attach || by_socket
+}
+
+fn fallback(error: &anyhow::Error) -> Condition {
+    Condition {
+        severity: Severity::Warning,
+        cluster: ClusterId::Local,
+        object: "underlay.mode".into(),
+        message: format!(
+            "the packet socket is in use, several times slower than AF_XDP, because AF_XDP is \
+             not permitted: {error:#}"
+        ),
     }
 }

@@ -29,7 +29,7 @@ pub(super) struct ConfigFile {
 impl ConfigFile {
     pub(super) fn new(path: &Path, current: Config) -> anyhow::Result<Self> {
         let (sender, events) = mpsc::channel(1);
-        let watch = Watch::new([path], move |_| {
+        let watch = Watch::start([path], move |_| {
             // One waiting event is enough: the file is read when it is dealt with.
             let _ = sender.try_send(());
         })?;
@@ -87,7 +87,7 @@ impl ConfigFile {
 }
 
 /// What the federation needs to know of the configuration.
-pub(super) fn federation(node: &str, config: &Config) -> FederationConfig {
+pub(crate) fn federation(node: &str, config: &Config) -> FederationConfig {
     let after = config.federation.stale_after();
     FederationConfig {
         node: node.to_owned(),

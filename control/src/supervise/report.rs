@@ -15,7 +15,6 @@ use crate::admin::status::{
     WorkerStatus,
 };
 use crate::link::Adjacency;
-use crate::policy::explain::{Explainer, Query};
 use crate::state::Condition;
 
 impl Daemon {
@@ -132,16 +131,6 @@ impl Daemon {
         all.sort_by(|a, b| b.severity.cmp(&a.severity).then_with(|| a.cmp(b)));
         all.dedup();
         all
-    }
-
-    /// One answer or error for each query.
-    pub(super) fn explain(&mut self, queries: &[Query]) -> Vec<serde_json::Value> {
-        let Some(derived) = &self.derived else {
-            let error = "the local cluster is not known yet; see `tieline status`";
-            return queries.iter().map(|_| serde_json::json!({ "error": error })).collect();
-        };
-        let explainer = self.explainer.get_or_insert_with(|| Explainer::new(derived.clone()));
-        queries.iter().map(|query| explainer.answer_json(query)).collect()
     }
 }
 

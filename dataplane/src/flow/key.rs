@@ -1,7 +1,6 @@
 //! What names a flow.
 
-use ahash::RandomState;
-
+use super::FlowHasher;
 use crate::addr::Addr;
 use crate::wire::packet::{Fragment, Packet};
 use crate::wire::{Vni, icmp, protocol};
@@ -48,7 +47,7 @@ impl FlowTuple {
     /// The flow that `packet` is of. For later fragments that is the flow of
     /// the fragments of its packet.
     #[inline]
-    pub fn of(packet: &Packet, vni: Vni, hasher: &RandomState) -> Self {
+    pub fn of(packet: &Packet, vni: Vni, hasher: &FlowHasher) -> Self {
         if let Fragment::Later { ident } = packet.fragment {
             return Self::of_fragments(packet, ident, vni, hasher);
         }
@@ -62,7 +61,7 @@ impl FlowTuple {
 
     /// The flow of the fragments with this identification.
     #[cold]
-    pub fn of_fragments(packet: &Packet, ident: u32, vni: Vni, hasher: &RandomState) -> Self {
+    pub fn of_fragments(packet: &Packet, ident: u32, vni: Vni, hasher: &FlowHasher) -> Self {
         // Of IPv6, only the first fragment tells the protocol behind further
         // extension headers, and the identification is unique without it
         // (RFC 8200 section 4.5); of IPv4 it is not (RFC 791).
@@ -79,22 +78,17 @@ impl FlowTuple {
         protocol: u8,
         vni: Vni,
         fragment: bool,
-        hasher: &RandomState,
+        hasher: &FlowHasher,
     ) -> Self {
         let (low, high) =
             if from_low { (packet.src, packet.dst) } else { (packet.dst, packet.src) };
         let tuple = u64::from(numbers) << 32 | u64::from(protocol) << 24 | u64::from(vni.get());
         let key = FlowKey { low, high, tuple, fragment };
-        Self { key, from_low, hash: key.hash(hasher) }
+        Self { key, from_low, hash: hasher.hash(&key) }
     }
 }
 
 impl FlowKey {
-    #[inline]
-    pub(super) fn hash(&self, hasher: &RandomState) -> u64 {
-        hasher.hash_one((self.low.bits(), self.high.bits(), self.tuple))
-    }
-
     /// The low and the high end.
     pub fn ends(&self) -> (Addr, Addr) {
         (self.low, self.high)
@@ -128,7 +122,7 @@ mod tests {
 
     #[test]
     fn both_directions_have_one_name() {
-        let hasher = RandomState::new();
+        let hasher = FlowHasher::random();
         let vni = Vni::new(4096).unwrap();
         let there = FlowTuple::of(&packet([10, 0, 0, 1], [10, 0, 0, 2], 9, 80), vni, &hasher);
         let back = FlowTuple::of(&packet([10, 0, 0, 2], [10, 0, 0, 1], 80, 9), vni, &hasher);
@@ -144,7 +138,7 @@ mod tests {
 
     #[test]
     fn echo_request_and_reply_are_one_flow_and_fragments_another() {
-        let hasher = RandomState::new();
+        let hasher = FlowHasher::random();
         let vni = Vni::new(1).unwrap();
         let mut request = packet([10, 0, 0, 1], [10, 0, 0, 2], 0, 8 << 8);
         (request.protocol, request.icmp_ident) = (protocol::ICMP, 7);
@@ -160,7 +154,7 @@ mod tests {
 
     #[test]
     fn fragments_of_ipv6_have_one_name_whatever_header_they_show() {
-        let hasher = RandomState::new();
+        let hasher = FlowHasher::random();
         let vni = Vni::new(1).unwrap();
         let src = Addr::from_bits(0xfd << 120 | 1);
         let first = Packet { src, protocol: protocol::UDP, ..Packet::default() };

@@ -20,14 +20,14 @@
 //! Ageing needs no timer: a line whose flow has been idle for longer than its
 //! kind allows counts as free.
 
-use ahash::RandomState;
-
 use crate::sync::{AtomicU64, Ordering, fence};
 use crate::tables::{RuleId, VtepId};
 use crate::wire::{protocol, tcp};
 
+mod hash;
 mod key;
 
+pub use hash::FlowHasher;
 pub use key::{FlowKey, FlowTuple};
 
 /// Lines that one flow may stand in.
@@ -321,7 +321,7 @@ pub struct Found {
 pub struct FlowTable {
     lines: Box<[Line]>,
     mask: usize,
-    hasher: RandomState,
+    hasher: FlowHasher,
     timeouts: Timeouts,
 }
 
@@ -329,12 +329,12 @@ impl FlowTable {
     /// A table for about `capacity` flows (rounded up to a power of two), 64
     /// bytes each, whose hash is keyed at random.
     pub fn new(capacity: usize, timeouts: Timeouts) -> Self {
-        Self::with_hasher(capacity, timeouts, RandomState::new())
+        Self::with_hasher(capacity, timeouts, FlowHasher::random())
     }
 
     /// A table with a hash of known key: for tests and goldens, which need the
     /// same outer source port in every run.
-    pub fn with_hasher(capacity: usize, timeouts: Timeouts, hasher: RandomState) -> Self {
+    pub fn with_hasher(capacity: usize, timeouts: Timeouts, hasher: FlowHasher) -> Self {
         let capacity = capacity.max(1).next_power_of_two();
         // The windows of the last lines reach beyond the power of two.
         let lines = std::iter::repeat_with(Line::new).take(capacity + WINDOW - 1).collect();
@@ -342,7 +342,7 @@ impl FlowTable {
     }
 
     /// The keyed hash of this table.
-    pub fn hasher(&self) -> &RandomState {
+    pub fn hasher(&self) -> &FlowHasher {
         &self.hasher
     }
 

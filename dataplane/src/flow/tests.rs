@@ -1,20 +1,6 @@
 use super::*;
 use crate::addr::Addr;
 
-const TCP: u64 = protocol::TCP as u64;
-const UDP: u64 = protocol::UDP as u64;
-
-fn tuple(table: &FlowTable, number: u32, protocol: u64) -> FlowTuple {
-    let key = FlowKey {
-        low: Addr::from_v4_bytes(number.to_be_bytes()),
-        high: Addr::from_v4_bytes([255, 0, 0, 1]),
-        tuple: u64::from(number) << 48 | 80 << 32 | protocol << 24 | 4096,
-        fragment: false,
-    };
-    let hash = key.hash(table.hasher());
-    FlowTuple { key, from_low: true, hash }
-}
-
 fn state(vtep: u32) -> FlowState {
     FlowState {
         allow: true,
@@ -37,6 +23,19 @@ mod plain {
     use std::collections::HashMap;
 
     const NOW: Tick = Tick(1000);
+    const TCP: u64 = protocol::TCP as u64;
+    const UDP: u64 = protocol::UDP as u64;
+
+    fn tuple(table: &FlowTable, number: u32, protocol: u64) -> FlowTuple {
+        let key = FlowKey {
+            low: Addr::from_v4_bytes(number.to_be_bytes()),
+            high: Addr::from_v4_bytes([255, 0, 0, 1]),
+            tuple: u64::from(number) << 48 | 80 << 32 | protocol << 24 | 4096,
+            fragment: false,
+        };
+        let hash = table.hasher().hash(&key);
+        FlowTuple { key, from_low: true, hash }
+    }
 
     #[test]
     fn a_line_is_a_cache_line() {

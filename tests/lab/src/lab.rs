@@ -11,12 +11,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use rustix::process::{Pid, Signal as Sig, kill_process, test_kill_process};
 
-use crate::process::Child;
+use crate::process::{Child, TAG_VARIABLE};
 use crate::{Error, Netns, Result};
 
 const NETNS_DIR: &str = "/run/netns";
 const MARK: &str = "tl-";
+/// File that marks a lab which outlives its owner.
 const KEPT: &str = "kept";
+/// File with the ids of all processes that were started.
+const PIDS: &str = "pids";
 
 /// A set of namespaces, links and processes with one life.
 ///
@@ -127,10 +130,8 @@ impl Lab {
             return Err(Error::Closed);
         }
         let path = self.inner.dir.join(KEPT);
-        let children: Vec<_> = state.children.iter().filter_map(Weak::upgrade).collect();
-        let pids: String = children.iter().map(|child| format!("{}\n", child.pid())).collect();
-        fs::write(&path, pids).map_err(Error::io(format!("write {}", path.display())))?;
-        for child in children {
+        fs::write(&path, "").map_err(Error::io(format!("write {}", path.display())))?;
+        for child in state.children.iter().filter_map(Weak::upgrade) {
             child.forget();
         }
         state.closed = true;
@@ -150,6 +151,10 @@ impl Inner {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(crate) fn tag(&self) -> &str {
+        &self.tag
+    }
+
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
@@ -162,6 +167,10 @@ impl Inner {
             return Err(Error::Closed);
         }
         let child = Arc::new(start()?);
+        let path = self.dir.join(PIDS);
+        let pids = fs::OpenOptions::new().append(true).create(true).open(&path);
+        pids.and_then(|mut file| writeln!(file, "{}", child.pid()))
+            .map_err(Error::io(format!("write {}", path.display())))?;
         state.children.retain(|child| child.strong_count() > 0);
         state.children.push(Arc::downgrade(&child));
         Ok(child)
@@ -192,27 +201,11 @@ pub fn remove_kept(prefix: &str) -> Result<usize> {
         let tag = entry.file_name().to_string_lossy().into_owned();
         let dir = entry.path();
         if parse_tag(&tag).is_some_and(|(of, _)| of == prefix) && dir.join(KEPT).exists() {
-            kill_kept(&dir);
             remove(&dir, &namespaces_of(&tag));
             removed += 1;
         }
     }
     Ok(removed)
-}
-
-/// Kills the processes that a kept lab noted. Its namespaces may be in another
-/// mount namespace, out of sight from here, so they are known by their id; an
-/// id that was given to someone else since is told by the directory in its
-/// command line.
-fn kill_kept(dir: &Path) {
-    let pids = fs::read_to_string(dir.join(KEPT)).unwrap_or_default();
-    let dir = dir.to_string_lossy();
-    for pid in pids.lines().filter_map(|line| line.parse::<i32>().ok()).filter_map(Pid::from_raw) {
-        let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        if String::from_utf8_lossy(&command).contains(&*dir) {
-            let _ = kill_process(pid, Sig::TERM);
-        }
-    }
 }
 
 /// Removes what labs whose process ended without cleaning up left behind.
@@ -254,6 +247,7 @@ fn namespaces_of(tag: &str) -> Vec<String> {
 /// Kills whoever still lives in the namespaces, then removes them and the
 /// directory. A namespace without a name ends with its last socket.
 fn remove(dir: &Path, namespaces: &[String]) {
+    kill_noted(dir);
     kill_inhabitants(namespaces);
     let existing = namespaces.iter().filter(|name| Path::new(NETNS_DIR).join(name).exists());
     let lines: Vec<_> = existing.map(|name| format!("netns del {name}")).collect();
@@ -266,6 +260,21 @@ fn remove(dir: &Path, namespaces: &[String]) {
         && let Err(error) = fs::remove_dir_all(dir)
     {
         eprintln!("tieline-lab: remove {}: {error}", dir.display());
+    }
+}
+
+/// Kills the processes that a lab noted. Its namespaces may be in another mount
+/// namespace, out of sight from here, so they are known by their id; an id that
+/// was given to someone else since is told by its environment.
+fn kill_noted(dir: &Path) {
+    let Some(tag) = dir.file_name() else { return };
+    let pids = fs::read_to_string(dir.join(PIDS)).unwrap_or_default();
+    let wanted = format!("{TAG_VARIABLE}={}", tag.display());
+    for pid in pids.lines().filter_map(|line| line.parse().ok()).filter_map(Pid::from_raw) {
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        if environment.split(|byte| *byte == 0).any(|variable| variable == wanted.as_bytes()) {
+            let _ = kill_process(pid, Sig::KILL);
+        }
     }
 }
 

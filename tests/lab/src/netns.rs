@@ -107,7 +107,7 @@ impl Netns {
         let lab = self.shared.lab.upgrade().ok_or(Error::Closed)?;
         let log = lab.dir().join(name);
         self.run(|| {
-            let child = lab.start(|| Child::start(&mut command, &log))?;
+            let child = lab.start(|| Child::start(&mut command, &log, lab.tag()))?;
             Ok(Process::new(name, child, log))
         })?
     }

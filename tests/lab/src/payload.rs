@@ -4,7 +4,7 @@
 /// shifted chunk never fits.
 pub(crate) const PATTERN_LEN: usize = 65_521;
 
-/// The pattern once.
+/// The pattern once. Its first byte is not 1, which servers take for a command.
 pub(crate) fn pattern() -> Vec<u8> {
     let mut x = 0x9e37_79b9_u32;
     let next = |_| {
@@ -29,4 +29,19 @@ pub(crate) fn is_pattern(pattern: &[u8], offset: u64, mut bytes: &[u8]) -> bool 
         at = 0;
     }
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pattern_tells_shifts_and_goes_round() {
+        let all = pattern();
+        assert!(all.len() == PATTERN_LEN && all[0] != 1);
+        let twice = [&all[..], &all[..]].concat();
+        assert!(is_pattern(&all, 0, &twice) && is_pattern(&all, 70_000, &twice[4479..80_000]));
+        assert!(is_pattern(&all, 5, &[]));
+        assert!(!is_pattern(&all, 1, &twice) && !is_pattern(&all, 0, &twice[1..]));
+    }
 }

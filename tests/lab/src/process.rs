@@ -13,6 +13,9 @@ use rustix::process::{Pid, PidfdFlags, Signal as Sig, kill_process_group, pidfd_
 
 use crate::{Error, Result};
 
+/// Environment variable with the tag of the lab that a process belongs to.
+pub(crate) const TAG_VARIABLE: &str = "TIELINE_LAB";
+
 /// Signals that a test sends to a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signal {
@@ -123,12 +126,14 @@ struct State {
 }
 
 impl Child {
-    pub(crate) fn start(command: &mut Command, log: &Path) -> Result<Self> {
+    /// `tag` goes into its environment: a later process finds it by that.
+    pub(crate) fn start(command: &mut Command, log: &Path, tag: &str) -> Result<Self> {
         let create = |suffix| {
             let path = with_suffix(log, suffix);
             File::create(&path).map_err(Error::io(format!("create {}", path.display())))
         };
         let child = command
+            .env(TAG_VARIABLE, tag)
             .stdin(Stdio::null())
             .stdout(create("out")?)
             .stderr(create("err")?)

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::tcp::{ECHO, is_timeout};
+use crate::tcp::is_timeout;
 use crate::{Error, Netns, Result};
 
 /// A running connection that sends a heartbeat at a steady pace and knows when
@@ -58,9 +58,8 @@ impl Stream {
     ) -> Result<Self> {
         let doing = format!("TCP stream from {} to {to}", from.short_name());
         let open = || -> io::Result<TcpStream> {
-            let mut stream = TcpStream::connect_timeout(&to, within)?;
+            let stream = TcpStream::connect_timeout(&to, within)?;
             stream.set_nodelay(true)?;
-            stream.write_all(&[ECHO])?;
             stream.set_nonblocking(true)?;
             Ok(stream)
         };

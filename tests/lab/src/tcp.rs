@@ -1,7 +1,8 @@
 //! TCP peers: one server that plays every part, and the clients.
 //!
-//! The first byte of a connection says what the server does with it: echo
-//! every byte, or take everything, check it and answer how much it was.
+//! The server sends back every byte, unless the first byte of a connection is
+//! 1: then it takes everything, checks it and answers how much it was. So
+//! people who type into a connection by hand get an echo.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -15,8 +16,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use crate::payload::{is_pattern, pattern};
 use crate::{Error, Netns, Outcome, Result};
 
-pub(crate) const ECHO: u8 = b'e';
-const SINK: u8 = b's';
+const SINK: u8 = 1;
 
 /// How often a blocked thread looks whether it should end.
 const LOOK: Duration = Duration::from_millis(20);
@@ -25,7 +25,7 @@ const LOOK: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 pub struct TcpServer {
     stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<Result<()>>>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl TcpServer {
@@ -34,17 +34,24 @@ impl TcpServer {
     /// # Errors
     /// The port is in use.
     pub fn start(netns: &Netns, port: u16) -> Result<Self> {
+        netns.run(|| Self::here(port))?
+    }
+
+    /// Listens on `port` of every address in the caller's own namespace.
+    ///
+    /// # Errors
+    /// The port is in use.
+    pub fn here(port: u16) -> Result<Self> {
         let address = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port);
-        let listener = netns.run(|| {
-            let listener = TcpListener::bind(address)?;
+        let listener = TcpListener::bind(address).and_then(|listener| {
             listener.set_nonblocking(true)?;
             Ok(listener)
-        })?;
-        let doing = format!("listen on port {port} in {}", netns.short_name());
-        let listener = listener.map_err(Error::io(doing))?;
+        });
+        let listener = listener.map_err(Error::io(format!("listen on TCP port {port}")))?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
-        let thread = Some(netns.thread(move || serve(&listener, &stopped))?);
+        // Threads inherit the namespace; the listener belongs to it anyway.
+        let thread = Some(std::thread::spawn(move || serve(&listener, &stopped)));
         Ok(Self { stop, thread })
     }
 }
@@ -83,15 +90,17 @@ fn serve_one(mut stream: TcpStream, pattern: &[u8], stop: &AtomicBool) -> io::Re
         return Ok(());
     }
     let (mut buffer, mut count, mut good) = (vec![0; 256 << 10], 0_u64, true);
+    if mode[0] != SINK {
+        write_all(&mut stream, &mode, stop)?;
+        loop {
+            match read_some(&mut stream, &mut buffer, stop)? {
+                0 => return Ok(()),
+                len => write_all(&mut stream, &buffer[..len], stop)?,
+            }
+        }
+    }
     loop {
         let len = read_some(&mut stream, &mut buffer, stop)?;
-        if mode[0] == ECHO {
-            if len == 0 {
-                return Ok(());
-            }
-            write_all(&mut stream, &buffer[..len], stop)?;
-            continue;
-        }
         if len == 0 {
             let mut answer = [0; 9];
             answer[..8].copy_from_slice(&count.to_be_bytes());
@@ -158,7 +167,6 @@ fn exchange(stream: &mut TcpStream, within: Duration) -> io::Result<bool> {
     let pattern = pattern();
     // More than one segment, with odd ends.
     let sent = &pattern[..4099];
-    stream.write_all(&[ECHO])?;
     stream.write_all(sent)?;
     let mut got = vec![0; sent.len()];
     stream.read_exact(&mut got)?;
@@ -254,7 +262,6 @@ pub fn request_response(
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(STALL))?;
         stream.set_write_timeout(Some(STALL))?;
-        stream.write_all(&[ECHO])?;
         let request: Vec<u8> = pattern().into_iter().cycle().take(size).collect();
         let mut answer = vec![0; size];
         let (start, mut all) = (Instant::now(), Vec::new());

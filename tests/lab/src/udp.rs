@@ -1,8 +1,8 @@
 //! UDP peers: a server that echoes or counts, a single exchange, and a
 //! small-packet run.
 //!
-//! A datagram that begins with the letter `s` is counted and checked, any
-//! other one is sent back, an empty one too.
+//! A datagram whose first byte is 1 is counted and checked, any other one is
+//! sent back, an empty one too.
 
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -17,8 +17,8 @@ use crate::payload::{PATTERN_LEN, is_pattern, pattern};
 use crate::tcp::is_timeout;
 use crate::{Error, Netns, Outcome, Result};
 
-const SINK: u8 = b's';
-/// Letter and sequence number.
+const SINK: u8 = 1;
+/// Mark and sequence number.
 const HEADER_LEN: usize = 9;
 const LOOK: Duration = Duration::from_millis(20);
 

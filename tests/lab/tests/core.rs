@@ -211,3 +211,25 @@ fn names_are_checked() -> Result {
     ));
     Ok(())
 }
+
+#[test]
+fn a_kept_lab_stays_until_it_is_removed() -> Result {
+    let lab = Lab::new("kept")?;
+    let a = lab.netns("a")?;
+    let mut sleep = Command::new("sleep");
+    sleep.arg("1000");
+    let sleep = a.spawn("sleep", sleep)?;
+    let (name, dir, proc) =
+        (a.name().to_owned(), lab.dir().to_owned(), format!("/proc/{}", sleep.pid()));
+    lab.keep()?;
+    drop(sleep);
+    assert!(exists(&name) && dir.exists() && Path::new(&proc).exists());
+    assert_eq!(tieline_lab::remove_kept("kept")?, 1);
+    assert!(!exists(&name) && !dir.exists());
+    // Killed, and waiting for its parent, which is this process.
+    while !std::fs::read_to_string(format!("{proc}/stat"))?.contains(") Z ") {
+        std::thread::yield_now();
+    }
+    assert_eq!(tieline_lab::remove_kept("kept")?, 0);
+    Ok(())
+}

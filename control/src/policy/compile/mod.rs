@@ -17,10 +17,12 @@
 //! makes the classes; what they ask about local endpoints is settled here.
 //! Start reading at [`compile`].
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use ahash::HashMap;
 use tieline_dataplane::addr::{Addr, Prefix};
+use tieline_dataplane::tables::policy::Direction as Table;
 use tieline_dataplane::tables::{ClassId, EndpointPolicy, Outcome, PolicyId, RuleId};
 
 use self::atoms::{Atoms, BoundRule};
@@ -107,52 +109,101 @@ pub fn compile(policies: &PolicySet, identities: &[Identity]) -> Compiled {
     let mut peers = universe(peer_atoms);
     let mut locals = universe(local_atoms);
 
-    let owned = owned_addresses(identities);
     let mut classes = Classes::default();
-    let mut endpoints = Vec::with_capacity(owned.len());
-    let mut applies = Vec::new();
-    for owners in owned.chunk_by(|a, b| a.0 == b.0) {
+    let mut endpoints = Vec::new();
+    let mut locals_seen = Vec::new();
+    for owners in owned_addresses(identities).chunk_by(|a, b| a.0 == b.0) {
         let addr = owners[0].0;
-        let facts = peers.address(addr, owners.iter().map(|(_, owner)| *owner));
-        endpoints.push((addr, classes.id(!addr.is_v4(), facts), None));
-        let local =
-            |owner: &&(Addr, u32)| identities[owner.1 as usize].kind == IdentityKind::LocalWorkload;
-        if owners.iter().any(|owner| local(&owner)) {
-            let facts = locals.address(addr, owners.iter().map(|(_, owner)| *owner));
-            let selected = owners.iter().filter(local).map(|(_, owner)| *owner);
-            applies.push((
-                endpoints.len() - 1,
-                Applies::new(facts, selected, identities, |of| &applied[&labels.of[of as usize]]),
-            ));
+        let all = || owners.iter().map(|(_, owner)| *owner);
+        let local = |owner: &u32| identities[*owner as usize].kind == IdentityKind::LocalWorkload;
+        let class = classes.id(!addr.is_v4(), peers.address(addr, all()));
+        if all().any(|owner| local(&owner)) {
+            let facts = locals.address(addr, all());
+            let applies = Applies::new(facts, all().filter(local), identities, |owner| {
+                &applied[&labels.of[owner as usize]]
+            });
+            locals_seen.push((endpoints.len(), applies));
         }
+        endpoints.push((addr, class, None));
     }
     let prefixes = peers.prefixes();
     let prefixes = prefixes.map(|(prefix, facts)| (prefix, classes.id(!prefix.is_v4(), facts)));
     let prefixes = prefixes.collect();
 
-    let mut policies_by_id: Vec<Option<Arc<EndpointPolicy>>> = Vec::new();
-    let mut known: HashMap<(bool, Applies), PolicyId> = HashMap::default();
-    let mut builder = Builder::new(&peers, &classes.all);
-    let mut profiles: HashMap<String, RuleId> = HashMap::default();
-    for (endpoint, applies) in applies {
+    let profiles = profiles(locals_seen.iter().map(|(_, applies)| applies), &mut decisions);
+    let mut tables = EndpointTables {
+        enforced: &enforced,
+        active: &active,
+        locals: &locals,
+        profiles,
+        builder: Builder::new(&peers, &classes.all),
+        closed: HashMap::default(),
+        known: HashMap::default(),
+        policies: Vec::new(),
+    };
+    for (endpoint, applies) in locals_seen {
         let v6 = !endpoints[endpoint].0.is_v4();
-        let id = *known.entry((v6, applies)).or_insert_with_key(|(_, applies)| {
-            let profile = *profiles.entry(applies.namespace.clone()).or_insert_with(|| {
-                decisions.push(Decision::Profile { name: format!("kns.{}", applies.namespace) });
-                RuleId(decisions.len() as u32 - 1)
-            });
-            let end = Outcome { allow: true, rule: profile };
-            let mut table = |direction| {
-                let tiers = enforced.tiers(direction, &applies.policies, &active);
-                builder.table(direction, &tiers, locals.facts(applies.facts), v6, end)
-            };
-            let (ingress, egress) = (table(Direction::Ingress), table(Direction::Egress));
-            policies_by_id.push(Some(Arc::new(EndpointPolicy { ingress, egress })));
-            PolicyId(policies_by_id.len() as u32 - 1)
-        });
-        endpoints[endpoint].2 = Some(id);
+        endpoints[endpoint].2 = Some(tables.policy(v6, applies));
     }
-    Compiled { endpoints, prefixes, policies: policies_by_id, decisions }
+    Compiled { endpoints, prefixes, policies: tables.policies, decisions }
+}
+
+/// Makes the tables of local endpoints, each combination once.
+#[derive(Debug)]
+struct EndpointTables<'c, 'a> {
+    enforced: &'c Enforced<'a>,
+    active: &'c Active<'a>,
+    locals: &'c Universe<'a>,
+    profiles: HashMap<String, RuleId>,
+    builder: Builder<'c, 'a>,
+    /// Tables that no packet passes to the profile, by direction, whether IPv6,
+    /// facts and policies: they serve all namespaces.
+    closed: HashMap<(Direction, bool, FactsId, Vec<u32>), Table>,
+    known: HashMap<(bool, Applies), PolicyId>,
+    policies: Vec<Option<Arc<EndpointPolicy>>>,
+}
+
+impl EndpointTables<'_, '_> {
+    fn policy(&mut self, v6: bool, applies: Applies) -> PolicyId {
+        if let Some(id) = self.known.get(&(v6, applies.clone())) {
+            return *id;
+        }
+        let ingress = self.table(Direction::Ingress, v6, &applies);
+        let egress = self.table(Direction::Egress, v6, &applies);
+        self.policies.push(Some(Arc::new(EndpointPolicy { ingress, egress })));
+        let id = PolicyId(self.policies.len() as u32 - 1);
+        self.known.insert((v6, applies), id);
+        id
+    }
+
+    fn table(&mut self, direction: Direction, v6: bool, applies: &Applies) -> Table {
+        let key = (direction, v6, applies.facts, applies.policies.clone());
+        if let Some(table) = self.closed.get(&key) {
+            return table.clone();
+        }
+        let tiers = self.enforced.tiers(direction, &applies.policies, self.active);
+        let rule = self.profiles.get(&applies.namespace).copied().unwrap_or_default();
+        let end = Outcome { allow: true, rule };
+        let local = self.locals.facts(applies.facts);
+        let (table, reaches_end) = self.builder.table(direction, &tiers, local, v6, end);
+        if !reaches_end {
+            self.closed.insert(key, table.clone());
+        }
+        table
+    }
+}
+
+/// Numbers the profiles of the namespaces of local endpoints.
+fn profiles<'p>(
+    locals: impl Iterator<Item = &'p Applies>,
+    decisions: &mut Vec<Decision>,
+) -> HashMap<String, RuleId> {
+    let namespaces: BTreeSet<&str> = locals.map(|applies| applies.namespace.as_str()).collect();
+    let numbered = namespaces.into_iter().map(|namespace| {
+        decisions.push(Decision::Profile { name: format!("kns.{namespace}") });
+        (namespace.to_owned(), RuleId(decisions.len() as u32 - 1))
+    });
+    numbered.collect()
 }
 
 /// Numbers of classes: whether IPv6, and facts.
@@ -197,7 +248,7 @@ fn owned_addresses(identities: &[Identity]) -> Vec<(Addr, u32)> {
 }
 
 /// All that an endpoint's tables follow from.
-#[derive(Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Applies {
     /// Places of the policies among the enforced ones, ascending.
     policies: Vec<u32>,

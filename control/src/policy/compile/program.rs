@@ -142,7 +142,7 @@ impl<'u, 'a> Builder<'u, 'a> {
     }
 
     /// Makes the table of one direction. `end` is what holds when no tier
-    /// decides.
+    /// decides; also returns whether some packet gets that far.
     pub(super) fn table(
         &mut self,
         direction: Direction,
@@ -150,15 +150,17 @@ impl<'u, 'a> Builder<'u, 'a> {
         local: &Facts,
         v6: bool,
         end: Outcome,
-    ) -> Table {
+    ) -> (Table, bool) {
         let live = self.live_rules(direction, tiers, local, v6);
         let ends: Vec<Option<RuleId>> = tiers.iter().map(|tier| tier.end).collect();
         let groups = Groups::new(self.families[usize::from(v6)].classes.len(), &live);
         let mut programs: Vec<Arc<Program>> = Vec::new();
         let mut number: HashMap<*const Program, u32> = HashMap::default();
         let mut of_group = Vec::with_capacity(groups.samples.len());
+        let mut reaches_end = false;
         for steps in groups.steps(&live) {
             let (clauses, default) = flatten(&steps, &live, &ends, end);
+            reaches_end |= default == end || clauses.iter().any(|clause| clause.outcome == end);
             let program = self.programs.entry((clauses, default));
             let program = program
                 .or_insert_with_key(|(clauses, default)| Arc::new(Program::new(clauses, *default)));
@@ -177,7 +179,7 @@ impl<'u, 'a> Builder<'u, 'a> {
                 by_class[class.0 as usize] = program;
             }
         }
-        Table { by_class: self.shared(by_class), programs: programs.into() }
+        (Table { by_class: self.shared(by_class), programs: programs.into() }, reaches_end)
     }
 
     fn shared(&mut self, by_class: Vec<u32>) -> Arc<[u32]> {
