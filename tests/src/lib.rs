@@ -1,2 +1,3 @@
 //! Tieline's end-to-end test harness.
 #![forbid(unsafe_code)]
+pub mod oracle;

@@ -10,7 +10,6 @@ use crate::state::ClusterObjects;
 
 /// The clusters, for `status`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
 pub struct FederationStatus {
     /// The local cluster.
     pub local: ClusterStatus,
@@ -20,7 +19,6 @@ pub struct FederationStatus {
 
 /// A remote cluster, for `status`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
 pub struct RemoteStatus {
     /// The cluster.
     #[serde(flatten)]
@@ -33,7 +31,6 @@ pub struct RemoteStatus {
 
 /// A cluster, for `status`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
 pub struct ClusterStatus {
     /// Where it is in its life.
     pub state: RemoteState,

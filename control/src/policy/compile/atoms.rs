@@ -1,0 +1,236 @@
+//! What rules can ask about an address, and the answers.
+//!
+//! [`Atoms`] numbers the questions: is it of an identity that this selector
+//! chooses, is it in this net, is it behind this service, which ports have this
+//! name. [`Facts`] are the answers for one address. Two addresses of a family
+//! with equal facts can't be told apart, which is what makes a class.
+
+use std::hash::Hash;
+
+use ahash::HashMap;
+use tieline_dataplane::addr::Prefix;
+
+use crate::policy::model::{Entity, PortMatch, Rule};
+use crate::policy::selector::Selector;
+use crate::state::ObjectName;
+
+/// Gives equal values equal small numbers, from 0 in order of appearance.
+#[derive(Debug)]
+pub(super) struct Interner<T> {
+    of: HashMap<T, u32>,
+    values: Vec<T>,
+}
+
+impl<T> Default for Interner<T> {
+    fn default() -> Self {
+        Self { of: HashMap::default(), values: Vec::new() }
+    }
+}
+
+impl<T: Hash + Eq + Clone> Interner<T> {
+    /// The number of a value.
+    pub(super) fn id(&mut self, value: T) -> u32 {
+        if let Some(id) = self.of.get(&value) {
+            return *id;
+        }
+        let id = self.values.len() as u32;
+        self.values.push(value.clone());
+        self.of.insert(value, id);
+        id
+    }
+
+    /// All values, by number.
+    pub(super) fn values(&self) -> &[T] {
+        &self.values
+    }
+}
+
+/// The questions that rules ask about one end of a packet.
+#[derive(Debug, Default)]
+pub(super) struct Atoms<'a> {
+    /// Selectors.
+    pub(super) selectors: Interner<&'a Selector>,
+    /// Nets.
+    pub(super) nets: Interner<Prefix>,
+    /// Services.
+    pub(super) services: Interner<&'a ObjectName>,
+    /// Port names. Beside a selector, a name stands only for ports of
+    /// identities that the selector chooses: the owner of an address that has
+    /// the port must be an owner that is selected.
+    pub(super) names: Interner<(Option<u32>, &'a str)>,
+}
+
+/// The conditions on one end of a packet, with their questions' numbers.
+#[derive(Clone, Debug)]
+pub(super) struct BoundEntity<'a> {
+    /// The conditions.
+    pub(super) entity: &'a Entity,
+    /// The question about `entity.service`.
+    pub(super) service: Option<u32>,
+    /// The questions about names in `entity.ports`.
+    pub(super) names: Vec<u32>,
+    /// The questions about names in `entity.not_ports`.
+    pub(super) not_names: Vec<u32>,
+    /// Conditions on the address alone.
+    address: AddressCondition,
+}
+
+/// Conditions on an address, whatever the ports.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
+pub(super) struct AddressCondition {
+    /// One of these nets must hold the address; empty asks nothing.
+    pub(super) nets: Vec<u32>,
+    /// None of these may.
+    pub(super) not_nets: Vec<u32>,
+    /// This selector must choose an owner.
+    pub(super) selector: Option<u32>,
+    /// This one must not.
+    pub(super) not_selector: Option<u32>,
+    /// This service must be at the address.
+    pub(super) service: Option<u32>,
+}
+
+impl AddressCondition {
+    /// Whether the address with these facts meets the conditions.
+    pub(super) fn holds(&self, facts: &Facts) -> bool {
+        let has = |sorted: &[u32], id: u32| sorted.binary_search(&id).is_ok();
+        self.selector.is_none_or(|id| has(&facts.selectors, id))
+            && !self.not_selector.is_some_and(|id| has(&facts.selectors, id))
+            && (self.nets.is_empty() || self.nets.iter().any(|id| has(&facts.nets, *id)))
+            && !self.not_nets.iter().any(|id| has(&facts.nets, *id))
+            && self.service.is_none_or(|id| facts.is_behind(id))
+    }
+}
+
+impl BoundEntity<'_> {
+    /// Conditions on the address alone.
+    pub(super) fn address(&self) -> &AddressCondition {
+        &self.address
+    }
+
+    /// What of an address the ports that match depend on. As a source, a
+    /// service's address counts with any port.
+    pub(super) fn port_facts(&self, facts: &Facts, is_destination: bool) -> PortFacts {
+        let names = self.names.iter().chain(&self.not_names);
+        let mut ports: Vec<_> = names.flat_map(|name| facts.named(*name)).copied().collect();
+        ports.sort_unstable();
+        let service = self.service.filter(|_| is_destination);
+        PortFacts {
+            ports,
+            service: service.map(|id| facts.behind(id).to_vec()).unwrap_or_default(),
+        }
+    }
+}
+
+/// The facts about an address that say which ports match.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct PortFacts {
+    ports: Vec<NamedPortFact>,
+    service: Vec<ServiceFact>,
+}
+
+/// A rule, with its questions' numbers.
+#[derive(Clone, Debug)]
+pub(super) struct BoundRule<'a> {
+    /// The rule.
+    pub(super) rule: &'a Rule,
+    /// Conditions on the source.
+    pub(super) source: BoundEntity<'a>,
+    /// Conditions on the destination.
+    pub(super) destination: BoundEntity<'a>,
+}
+
+impl<'a> Atoms<'a> {
+    /// Numbers what one end of a rule asks.
+    pub(super) fn bind(&mut self, entity: &'a Entity) -> BoundEntity<'a> {
+        let mut nets = |nets: &[Prefix]| {
+            let mut ids: Vec<u32> = nets.iter().map(|net| self.nets.id(*net)).collect();
+            ids.sort_unstable();
+            ids.dedup();
+            ids
+        };
+        let (nets, not_nets) = (nets(&entity.nets), nets(&entity.not_nets));
+        let selector = entity.selector.as_ref().map(|selector| self.selectors.id(selector));
+        let not_selector = entity.not_selector.as_ref().map(|it| self.selectors.id(it));
+        let service = entity.service.as_ref().map(|name| self.services.id(name));
+        let mut names = |ports: &'a [PortMatch]| {
+            let names = ports.iter().filter_map(|port| match port {
+                PortMatch::Named(name) => Some(self.names.id((selector, name.as_str()))),
+                PortMatch::Range(_) => None,
+            });
+            names.collect()
+        };
+        BoundEntity {
+            entity,
+            service,
+            names: names(&entity.ports),
+            not_names: names(&entity.not_ports),
+            address: AddressCondition { nets, not_nets, selector, not_selector, service },
+        }
+    }
+}
+
+/// Name (the number of the question), protocol and port.
+pub(super) type NamedPortFact = (u32, u8, u16);
+
+/// Service (the number of the question), protocol and port.
+pub(super) type ServiceFact = (u32, Option<(u8, u16)>);
+
+/// The answers for one address: numbers of questions, ascending.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(super) struct Facts {
+    /// Selectors that choose an owner.
+    pub(super) selectors: Vec<u32>,
+    /// Nets that hold the address.
+    pub(super) nets: Vec<u32>,
+    /// Services at the address: protocol and port.
+    pub(super) services: Vec<ServiceFact>,
+    /// Named ports: name, protocol, port.
+    pub(super) ports: Vec<NamedPortFact>,
+}
+
+impl Facts {
+    /// What is known of an address by two ways together.
+    pub(super) fn union(&self, other: &Self) -> Self {
+        fn union<T: Ord + Copy>(a: &[T], b: &[T]) -> Vec<T> {
+            let mut all = [a, b].concat();
+            all.sort_unstable();
+            all.dedup();
+            all
+        }
+        Self {
+            selectors: union(&self.selectors, &other.selectors),
+            nets: union(&self.nets, &other.nets),
+            services: union(&self.services, &other.services),
+            ports: union(&self.ports, &other.ports),
+        }
+    }
+
+    fn behind(&self, service: u32) -> &[ServiceFact] {
+        let start = self.services.partition_point(|(id, _)| *id < service);
+        let end = self.services.partition_point(|(id, _)| *id <= service);
+        &self.services[start..end]
+    }
+
+    fn is_behind(&self, service: u32) -> bool {
+        !self.behind(service).is_empty()
+    }
+
+    /// The ports of a protocol that a service has at this address.
+    pub(super) fn service_ports(&self, service: u32, protocol: u8) -> impl Iterator<Item = u16> {
+        let open = self.behind(service).iter().filter_map(|(_, port)| *port);
+        open.filter(move |(of, _)| *of == protocol).map(|(_, port)| port)
+    }
+
+    fn named(&self, name: u32) -> &[NamedPortFact] {
+        let start = self.ports.partition_point(|(id, ..)| *id < name);
+        let end = self.ports.partition_point(|(id, ..)| *id <= name);
+        &self.ports[start..end]
+    }
+
+    /// The ports of a protocol that have this name.
+    pub(super) fn named_ports(&self, name: u32, protocol: u8) -> impl Iterator<Item = u16> {
+        let named = self.named(name).iter().filter(move |(_, of, _)| *of == protocol);
+        named.map(|(.., port)| *port)
+    }
+}

@@ -1,0 +1,478 @@
+//! The rules that apply to an endpoint in one direction, to programs by class
+//! of the peer.
+//!
+//! Rules split the peers' classes into groups within which every rule sees the
+//! same; each group has one program. Tiers and Pass are resolved here: what
+//! remains is a list of clauses of which the first match decides.
+
+use std::sync::Arc;
+
+use ahash::{HashMap, HashSet};
+use tieline_dataplane::tables::policy::Direction as Table;
+use tieline_dataplane::tables::{ClassId, Clause, Outcome, Program, RuleId};
+
+use super::Direction;
+use super::atoms::{AddressCondition, BoundEntity, BoundRule, Facts, PortFacts};
+use super::l4::{self, L4Match};
+use super::universe::{FactsId, Universe};
+use crate::policy::model::Action;
+
+/// A rule of a policy that applies to some local endpoint.
+#[derive(Debug)]
+pub(super) struct ActiveRule<'a> {
+    /// The rule; the remote end is numbered in the universe of peers, the local
+    /// end in that of local endpoints.
+    pub(super) bound: BoundRule<'a>,
+    /// Its number.
+    pub(super) id: RuleId,
+}
+
+/// What applies of a tier to an endpoint in one direction.
+#[derive(Debug)]
+pub(super) struct ActiveTier<'r, 'a> {
+    /// The rules of all policies, in order.
+    pub(super) rules: Vec<&'r ActiveRule<'a>>,
+    /// The default action: the number of a denial, or `None` to go on.
+    pub(super) end: Option<RuleId>,
+}
+
+/// Makes tables, sharing what is equal among all that it has made.
+#[derive(Debug)]
+pub(super) struct Builder<'u, 'a> {
+    peers: &'u Universe<'a>,
+    /// For IPv4 and IPv6.
+    families: [Family; 2],
+    parts: HashMap<PartsKey, Arc<Parts>>,
+    programs: HashMap<(Vec<Clause>, Outcome), Arc<Program>>,
+    by_class: HashSet<Arc<[u32]>>,
+}
+
+/// The classes of one family. Places in `classes` are what the rest of this
+/// module counts by.
+#[derive(Debug, Default)]
+struct Family {
+    classes: Vec<(ClassId, FactsId)>,
+    /// Places of the classes that a question fits, by its number.
+    by_selector: Vec<Vec<u32>>,
+    by_net: Vec<Vec<u32>>,
+    by_service: Vec<Vec<u32>>,
+}
+
+/// What the classes that a rule's remote end matches depend on.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct PartsKey {
+    address: AddressCondition,
+    names: Vec<u32>,
+    not_names: Vec<u32>,
+    is_destination: bool,
+    v6: bool,
+}
+
+/// The classes whose addresses meet the conditions of a rule's remote end.
+#[derive(Debug)]
+struct Parts {
+    /// All classes of the family do, with the same ports.
+    all: bool,
+    parts: Vec<Part>,
+}
+
+/// Those among them for which the same ports match.
+#[derive(Debug)]
+struct Part {
+    /// Places of classes, ascending.
+    places: Vec<u32>,
+    /// Facts of one of them.
+    sample: FactsId,
+}
+
+/// A rule for one local endpoint, in one direction.
+#[derive(Debug)]
+struct Live {
+    tier: usize,
+    then: Then,
+    parts: Arc<Parts>,
+    /// By part.
+    matches: Vec<Vec<L4Match>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Then {
+    Decide(Outcome),
+    Pass,
+}
+
+/// A rule (place in the list of live rules) and the part of its classes that
+/// a group is in.
+type Step = (u32, u32);
+
+impl<'u, 'a> Builder<'u, 'a> {
+    /// Starts with the classes of peers: whether IPv6, and facts, by number.
+    pub(super) fn new(peers: &'u Universe<'a>, classes: &[(bool, FactsId)]) -> Self {
+        let mut families = <[Family; 2]>::default();
+        for family in &mut families {
+            family.by_selector.resize_with(peers.atoms.selectors.values().len(), Vec::new);
+            family.by_net.resize_with(peers.atoms.nets.values().len(), Vec::new);
+            family.by_service.resize_with(peers.atoms.services.values().len(), Vec::new);
+        }
+        for (class, (v6, id)) in (0..).zip(classes) {
+            let family = &mut families[usize::from(*v6)];
+            let place = family.classes.len() as u32;
+            family.classes.push((ClassId(class), *id));
+            let facts = peers.facts(*id);
+            for selector in &facts.selectors {
+                family.by_selector[*selector as usize].push(place);
+            }
+            for net in &facts.nets {
+                family.by_net[*net as usize].push(place);
+            }
+            for (service, _) in &facts.services {
+                let places = &mut family.by_service[*service as usize];
+                if places.last() != Some(&place) {
+                    places.push(place);
+                }
+            }
+        }
+        Self {
+            peers,
+            families,
+            parts: HashMap::default(),
+            programs: HashMap::default(),
+            by_class: HashSet::default(),
+        }
+    }
+
+    /// Makes the table of one direction. `end` is what holds when no tier
+    /// decides; also returns whether some packet gets that far.
+    pub(super) fn table(
+        &mut self,
+        direction: Direction,
+        tiers: &[ActiveTier<'_, 'a>],
+        local: &Facts,
+        v6: bool,
+        end: Outcome,
+    ) -> (Table, bool) {
+        let live = self.live_rules(direction, tiers, local, v6);
+        let ends: Vec<Option<RuleId>> = tiers.iter().map(|tier| tier.end).collect();
+        let groups = Groups::new(self.families[usize::from(v6)].classes.len(), &live);
+        let mut programs: Vec<Arc<Program>> = Vec::new();
+        let mut number: HashMap<*const Program, u32> = HashMap::default();
+        let mut of_group = Vec::with_capacity(groups.samples.len());
+        let mut reaches_end = false;
+        for steps in groups.steps(&live) {
+            let (clauses, default) = flatten(&steps, &live, &ends, end);
+            reaches_end |= default == end || clauses.iter().any(|clause| clause.outcome == end);
+            let program = self.programs.entry((clauses, default));
+            let program = program
+                .or_insert_with_key(|(clauses, default)| Arc::new(Program::new(clauses, *default)));
+            of_group.push(*number.entry(Arc::as_ptr(program)).or_insert_with(|| {
+                programs.push(Arc::clone(program));
+                programs.len() as u32 - 1
+            }));
+        }
+        let family = &self.families[usize::from(v6)];
+        let mut by_class = Vec::new();
+        for ((class, _), group) in family.classes.iter().zip(&groups.of) {
+            let program = of_group[*group as usize];
+            // What is beyond the end has program 0.
+            if program != 0 {
+                by_class.resize(class.0 as usize + 1, 0);
+                by_class[class.0 as usize] = program;
+            }
+        }
+        (Table { by_class: self.shared(by_class), programs: programs.into() }, reaches_end)
+    }
+
+    fn shared(&mut self, by_class: Vec<u32>) -> Arc<[u32]> {
+        if let Some(shared) = self.by_class.get(by_class.as_slice()) {
+            return Arc::clone(shared);
+        }
+        let new: Arc<[u32]> = by_class.into();
+        self.by_class.insert(Arc::clone(&new));
+        new
+    }
+
+    /// The rules that some packet of the endpoint can match.
+    fn live_rules(
+        &mut self,
+        direction: Direction,
+        tiers: &[ActiveTier<'_, 'a>],
+        local: &Facts,
+        v6: bool,
+    ) -> Vec<Live> {
+        let mut live = Vec::new();
+        for (tier, rule) in
+            (0..).zip(tiers).flat_map(|(at, tier)| tier.rules.iter().map(move |rule| (at, *rule)))
+        {
+            let bound = &rule.bound;
+            let (own, peer, is_destination) = match direction {
+                Direction::Ingress => (&bound.destination, &bound.source, false),
+                Direction::Egress => (&bound.source, &bound.destination, true),
+            };
+            let exists = if v6 { bound.rule.v6 } else { bound.rule.v4 };
+            if !exists || !own.address().holds(local) {
+                continue;
+            }
+            let outcome = |allow| Then::Decide(Outcome { allow, rule: rule.id });
+            let then = match bound.rule.action {
+                Action::Allow => outcome(true),
+                Action::Deny => outcome(false),
+                Action::Pass => Then::Pass,
+                Action::Log => continue,
+            };
+            let parts = self.parts(peer, is_destination, v6);
+            let matches = parts.parts.iter().map(|part| {
+                let remote = self.peers.facts(part.sample);
+                match direction {
+                    Direction::Ingress => l4::matches(bound, remote, local),
+                    Direction::Egress => l4::matches(bound, local, remote),
+                }
+            });
+            let matches: Vec<_> = matches.collect();
+            if matches.iter().any(|matches| !matches.is_empty()) {
+                live.push(Live { tier, then, parts, matches });
+            }
+        }
+        live
+    }
+
+    fn parts(&mut self, peer: &BoundEntity<'_>, is_destination: bool, v6: bool) -> Arc<Parts> {
+        let key = PartsKey {
+            address: peer.address().clone(),
+            names: peer.names.clone(),
+            not_names: peer.not_names.clone(),
+            is_destination,
+            v6,
+        };
+        if let Some(parts) = self.parts.get(&key) {
+            return Arc::clone(parts);
+        }
+        let family = &self.families[usize::from(v6)];
+        let mut by_ports: HashMap<PortFacts, usize> = HashMap::default();
+        let mut parts: Vec<Part> = Vec::new();
+        family.candidates(peer.address(), |place| {
+            let sample = family.classes[place as usize].1;
+            let facts = self.peers.facts(sample);
+            if peer.address().holds(facts) {
+                let ports = peer.port_facts(facts, is_destination);
+                let part = *by_ports.entry(ports).or_insert_with(|| {
+                    parts.push(Part { places: Vec::new(), sample });
+                    parts.len() - 1
+                });
+                parts[part].places.push(place);
+            }
+        });
+        let all = parts.len() == 1 && parts[0].places.len() == family.classes.len();
+        let parts = Arc::new(Parts { all, parts });
+        self.parts.insert(key, Arc::clone(&parts));
+        parts
+    }
+}
+
+impl Family {
+    /// Visits, in ascending order, places among which are all classes that
+    /// meet a condition: as few as the indexes allow.
+    fn candidates(&self, condition: &AddressCondition, visit: impl FnMut(u32)) {
+        let selector = condition.selector.map(|id| &self.by_selector[id as usize]);
+        let service = condition.service.map(|id| &self.by_service[id as usize]);
+        let positive = [selector, service].into_iter().flatten();
+        let fewest = positive.min_by_key(|places| places.len());
+        let nets = || condition.nets.iter().map(|id| &self.by_net[*id as usize]);
+        let by_nets: usize = nets().map(Vec::len).sum();
+        match fewest {
+            Some(places) if condition.nets.is_empty() || places.len() <= by_nets => {
+                places.iter().copied().for_each(visit);
+            }
+            None if condition.nets.is_empty() => (0..self.classes.len() as u32).for_each(visit),
+            _ => {
+                let mut places: Vec<u32> = nets().flatten().copied().collect();
+                places.sort_unstable();
+                places.dedup();
+                places.into_iter().for_each(visit);
+            }
+        }
+    }
+}
+
+/// Classes within which no rule sees a difference.
+#[derive(Debug)]
+struct Groups {
+    /// By place of the class.
+    of: Vec<u32>,
+    /// The first place in each.
+    samples: Vec<u32>,
+}
+
+impl Groups {
+    /// Splits classes by every part of every rule; groups are numbered by
+    /// their first class.
+    fn new(classes: usize, live: &[Live]) -> Self {
+        let mut of = vec![0u32; classes];
+        let mut sizes = vec![classes as u32];
+        let mut seen: HashSet<*const Parts> = HashSet::default();
+        // Per group: how many of its classes the part holds, and their new group.
+        let mut hits: Vec<u32> = vec![0];
+        let mut split: Vec<u32> = vec![0];
+        for rule in live.iter().filter(|rule| !rule.parts.all) {
+            if !seen.insert(Arc::as_ptr(&rule.parts)) {
+                continue;
+            }
+            for part in &rule.parts.parts {
+                for place in &part.places {
+                    hits[of[*place as usize] as usize] += 1;
+                }
+                for place in &part.places {
+                    let old = of[*place as usize] as usize;
+                    if hits[old] > 0 {
+                        if hits[old] == sizes[old] {
+                            split[old] = old as u32;
+                        } else {
+                            split[old] = sizes.len() as u32;
+                            sizes.push(hits[old]);
+                            sizes[old] -= hits[old];
+                            hits.push(0);
+                            split.push(split[old]);
+                        }
+                        hits[old] = 0;
+                    }
+                    of[*place as usize] = split[old];
+                }
+            }
+        }
+        Self::numbered(of, sizes.len())
+    }
+
+    fn numbered(mut of: Vec<u32>, groups: usize) -> Self {
+        let mut number = vec![u32::MAX; groups];
+        let mut samples = Vec::new();
+        for (place, group) in (0..).zip(&mut of) {
+            let number = &mut number[*group as usize];
+            if *number == u32::MAX {
+                *number = samples.len() as u32;
+                samples.push(place);
+            }
+            *group = *number;
+        }
+        Self { of, samples }
+    }
+
+    /// The rules that concern each group, as far as packets can get to them.
+    fn steps(&self, live: &[Live]) -> Vec<Vec<Step>> {
+        let mut steps: Vec<Vec<Step>> = vec![Vec::new(); self.samples.len()];
+        // The first tier whose further rules a group's packets can get to.
+        let mut open = vec![0usize; self.samples.len()];
+        // The tier that some of a group's packets last left by Pass.
+        let mut passed = vec![None; self.samples.len()];
+        for (at, rule) in (0..).zip(live) {
+            for ((number, part), matches) in (0..).zip(&rule.parts.parts).zip(&rule.matches) {
+                if matches.is_empty() {
+                    continue;
+                }
+                let all = matches.iter().any(L4Match::is_all);
+                let mut concern = |group: usize| {
+                    if open[group] > rule.tier {
+                        return;
+                    }
+                    steps[group].push((at, number));
+                    if let Then::Pass = rule.then {
+                        passed[group] = Some(rule.tier);
+                    }
+                    if all && passed[group] == Some(rule.tier) {
+                        open[group] = rule.tier + 1;
+                    } else if all {
+                        open[group] = usize::MAX;
+                    }
+                };
+                if rule.parts.all {
+                    (0..self.samples.len()).for_each(&mut concern);
+                } else {
+                    for place in &part.places {
+                        let group = self.of[*place as usize] as usize;
+                        if self.samples[group] == *place {
+                            concern(group);
+                        }
+                    }
+                }
+            }
+        }
+        steps
+    }
+}
+
+/// A group's rules to clauses of which the first match decides, and what holds
+/// when none matches.
+fn flatten(
+    steps: &[Step],
+    live: &[Live],
+    ends: &[Option<RuleId>],
+    end: Outcome,
+) -> (Vec<Clause>, Outcome) {
+    // What follows the tier at hand.
+    let mut after: Vec<(L4Match, Outcome)> = Vec::new();
+    let mut default = end;
+    let mut rest = steps;
+    for (tier, end) in ends.iter().enumerate().rev() {
+        let first = rest.partition_point(|(rule, _)| live[*rule as usize].tier < tier);
+        let own = &rest[first..];
+        rest = &rest[..first];
+        if !own.is_empty() || end.is_some() {
+            (after, default) = flatten_tier(own, live, *end, (after, default));
+        }
+    }
+    while after.last().is_some_and(|(_, outcome)| *outcome == default) {
+        after.pop();
+    }
+    (after.iter().map(|(l4, outcome)| l4.clause(*outcome)).collect(), default)
+}
+
+/// Puts one tier before what follows it.
+fn flatten_tier(
+    steps: &[Step],
+    live: &[Live],
+    end: Option<RuleId>,
+    (after, default): (Vec<(L4Match, Outcome)>, Outcome),
+) -> (Vec<(L4Match, Outcome)>, Outcome) {
+    let mut list = Vec::new();
+    let mut passing: Vec<L4Match> = Vec::new();
+    let pass = |passing: &mut Vec<L4Match>, list: &mut Vec<(L4Match, Outcome)>| {
+        for l4 in passing.drain(..) {
+            let both = after.iter().filter_map(|(of, then)| Some((l4.intersection(of)?, *then)));
+            list.extend(both);
+            list.push((l4, default));
+        }
+    };
+    for (rule, part) in steps {
+        let rule = &live[*rule as usize];
+        for l4 in &rule.matches[*part as usize] {
+            match rule.then {
+                Then::Decide(outcome) => {
+                    pass(&mut passing, &mut list);
+                    if l4.is_all() {
+                        return (list, outcome);
+                    }
+                    list.push((l4.clone(), outcome));
+                }
+                // Neighbors join, because each costs all that follows the tier.
+                Then::Pass => match passing.iter_mut().find_map(|old| {
+                    let union = old.union(l4)?;
+                    Some((old, union))
+                }) {
+                    Some((old, union)) => *old = union,
+                    None => passing.push(l4.clone()),
+                },
+            }
+            if passing.iter().any(L4Match::is_all) {
+                passing.clear();
+                list.extend(after);
+                return (list, default);
+            }
+        }
+    }
+    pass(&mut passing, &mut list);
+    match end {
+        Some(rule) => (list, Outcome { allow: false, rule }),
+        None => {
+            list.extend(after);
+            (list, default)
+        }
+    }
+}

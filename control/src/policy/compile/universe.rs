@@ -1,0 +1,202 @@
+//! The facts about every address: from its owners' labels and ports, and from
+//! the nets and services that hold it.
+
+use std::sync::Arc;
+
+use ahash::HashMap;
+use tieline_dataplane::addr::{Addr, Prefix};
+
+use super::atoms::{Atoms, Facts, Interner, NamedPortFact};
+use super::matcher::{LabelSets, Matcher};
+use crate::policy::model::PolicySet;
+use crate::state::{Identity, IdentityKind};
+
+/// Number of some [`Facts`]; 0 are those of an address that no question fits.
+pub(super) type FactsId = u32;
+
+/// Answers the questions of one [`Atoms`] for any address.
+#[derive(Debug)]
+pub(super) struct Universe<'a> {
+    /// The questions.
+    pub(super) atoms: Atoms<'a>,
+    identities: &'a [Identity],
+    labels: &'a LabelSets<'a>,
+    matcher: Matcher<'a>,
+    /// The questions about ports, by port name.
+    names: HashMap<&'a str, Vec<(u32, Option<u32>)>>,
+    facts: Interner<Arc<Facts>>,
+    /// Selectors that match, by label set.
+    matching: HashMap<u32, Arc<[u32]>>,
+    /// Facts that an identity gives its addresses, by label set and ports.
+    given: HashMap<(u32, Vec<NamedPortFact>), FactsId>,
+    unions: HashMap<(FactsId, FactsId), FactsId>,
+    /// For IPv4 and IPv6.
+    nets: [NetTree; 2],
+}
+
+impl<'a> Universe<'a> {
+    /// Prepares to answer.
+    pub(super) fn new(
+        atoms: Atoms<'a>,
+        policies: &PolicySet,
+        identities: &'a [Identity],
+        labels: &'a LabelSets<'a>,
+    ) -> Self {
+        let mut names: HashMap<&str, Vec<(u32, Option<u32>)>> = HashMap::default();
+        for (id, (selector, name)) in (0..).zip(atoms.names.values()) {
+            names.entry(name).or_default().push((id, *selector));
+        }
+        let mut universe = Self {
+            matcher: Matcher::new(atoms.selectors.values()),
+            atoms,
+            identities,
+            labels,
+            names,
+            facts: Interner::default(),
+            matching: HashMap::default(),
+            given: HashMap::default(),
+            unions: HashMap::default(),
+            nets: Default::default(),
+        };
+        universe.facts.id(Arc::new(Facts::default()));
+        universe.nets = universe.net_trees(policies);
+        universe
+    }
+
+    /// The facts with a number.
+    pub(super) fn facts(&self, id: FactsId) -> &Arc<Facts> {
+        &self.facts.values()[id as usize]
+    }
+
+    /// The facts about an address with these owners (places among the
+    /// identities).
+    pub(super) fn address(&mut self, addr: Addr, owners: impl Iterator<Item = u32>) -> FactsId {
+        let tree = &self.nets[usize::from(!addr.is_v4())];
+        let mut all = tree.holding(addr).map_or(0, |at| tree.0[at].facts);
+        for owner in owners {
+            let given = self.given(owner);
+            all = self.union(all, given);
+        }
+        all
+    }
+
+    /// The prefixes whose addresses have other facts than those around them,
+    /// each with these facts; ascending, IPv4 first.
+    pub(super) fn prefixes(&self) -> impl Iterator<Item = (Prefix, FactsId)> {
+        self.nets.iter().flat_map(|tree| {
+            tree.0.iter().filter_map(|node| {
+                let around = node.parent.map_or(0, |at| tree.0[at].facts);
+                (node.facts != around).then_some((node.prefix, node.facts))
+            })
+        })
+    }
+
+    /// The facts that an identity gives its addresses.
+    fn given(&mut self, identity: u32) -> FactsId {
+        let labels = self.labels.of[identity as usize];
+        let matching =
+            Arc::clone(self.matching.entry(labels).or_insert_with(|| {
+                self.matcher.matching(self.labels.sets[labels as usize]).into()
+            }));
+        let mut ports = Vec::new();
+        if !self.names.is_empty() {
+            for port in &self.identities[identity as usize].ports {
+                for (name, selector) in self.names.get(port.name.as_str()).into_iter().flatten() {
+                    if selector.is_none_or(|id| matching.binary_search(&id).is_ok()) {
+                        ports.push((*name, port.protocol, port.port));
+                    }
+                }
+            }
+            ports.sort_unstable();
+            ports.dedup();
+        }
+        let facts = &mut self.facts;
+        *self.given.entry((labels, ports)).or_insert_with_key(|(_, ports)| {
+            let selectors = matching.to_vec();
+            facts.id(Arc::new(Facts { selectors, ports: ports.clone(), ..Facts::default() }))
+        })
+    }
+
+    fn union(&mut self, a: FactsId, b: FactsId) -> FactsId {
+        if a == 0 || b == 0 || a == b {
+            return a.max(b);
+        }
+        let (a, b) = (a.min(b), a.max(b));
+        let facts = &mut self.facts;
+        *self.unions.entry((a, b)).or_insert_with(|| {
+            let union = facts.values()[a as usize].union(&facts.values()[b as usize]);
+            facts.id(Arc::new(union))
+        })
+    }
+
+    /// Arranges rules' nets, network sets' nets and services' addresses.
+    fn net_trees(&mut self, policies: &PolicySet) -> [NetTree; 2] {
+        let mut items: Vec<(Prefix, FactsId)> = Vec::new();
+        for (id, net) in (0..).zip(self.atoms.nets.values()) {
+            let facts = Facts { nets: vec![id], ..Facts::default() };
+            items.push((*net, self.facts.id(Arc::new(facts))));
+        }
+        for (id, name) in (0..).zip(self.atoms.services.values()) {
+            for endpoint in policies.services.get(*name).into_iter().flatten() {
+                let facts = Facts { services: vec![(id, endpoint.port)], ..Facts::default() };
+                let prefix = Prefix::host(endpoint.address.into());
+                items.push((prefix, self.facts.id(Arc::new(facts))));
+            }
+        }
+        for at in 0..self.identities.len() {
+            let identity = &self.identities[at];
+            for net in identity.nets.iter().filter(|net| !is_exact(identity, net)) {
+                items.push((*net, self.given(at as u32)));
+            }
+        }
+        // Containing prefixes first, as building the tree needs them.
+        items.sort_by_key(|(prefix, _)| (!prefix.is_v4(), prefix.addr(), prefix.len128()));
+        let mut trees = <[NetTree; 2]>::default();
+        for (prefix, facts) in items {
+            let tree = usize::from(!prefix.is_v4());
+            let parent = trees[tree].0.len().checked_sub(1);
+            let parent = parent.and_then(|last| trees[tree].climb(last, prefix.addr()));
+            let around = parent.map_or(0, |at| trees[tree].0[at].facts);
+            let facts = self.union(around, facts);
+            match parent {
+                Some(at) if trees[tree].0[at].prefix == prefix => trees[tree].0[at].facts = facts,
+                _ => trees[tree].0.push(NetNode { prefix, parent, facts }),
+            }
+        }
+        trees
+    }
+}
+
+/// Whether a net of an identity is one address, looked up exactly. Network
+/// sets' are prefixes all.
+pub(super) fn is_exact(identity: &Identity, net: &Prefix) -> bool {
+    identity.kind != IdentityKind::NetworkSet && net.len128() == 128
+}
+
+/// Prefixes of a family in order, each after those that hold it.
+#[derive(Debug, Default)]
+struct NetTree(Vec<NetNode>);
+
+/// A prefix and all that is known of its addresses by it and by those that
+/// hold it.
+#[derive(Debug)]
+struct NetNode {
+    prefix: Prefix,
+    /// The next larger prefix that holds this one.
+    parent: Option<usize>,
+    facts: FactsId,
+}
+
+impl NetTree {
+    /// The smallest prefix that holds an address.
+    fn holding(&self, addr: Addr) -> Option<usize> {
+        let after = self.0.partition_point(|node| node.prefix.addr() <= addr);
+        self.climb(after.checked_sub(1)?, addr)
+    }
+
+    /// The first prefix that holds `addr` from `at` upwards.
+    fn climb(&self, at: usize, addr: Addr) -> Option<usize> {
+        std::iter::successors(Some(at), |at| self.0[*at].parent)
+            .find(|at| self.0[*at].prefix.contains(addr))
+    }
+}

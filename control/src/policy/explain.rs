@@ -1,1 +1,0 @@
-//! Why a connection is allowed or denied.

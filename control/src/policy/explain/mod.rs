@@ -1,0 +1,358 @@
+//! Why a connection is allowed or denied.
+//!
+//! Promises: a verdict comes from the compiled tables, by the same
+//! [`Direction::judge`](tieline_dataplane::tables::policy::Direction::judge)
+//! that packets run; the story around it (which conditions of which rules
+//! failed) is told from the model and never decides anything. Every pod of the
+//! local cluster can be asked about, not those of this node alone: the tables
+//! of other nodes are compiled when they are first asked for, and kept.
+//!
+//! ```text
+//! query   one connection, as flags or JSON
+//! answer  what is said about it
+//! story   which tiers, policies and rules a packet meets
+//! words   a rule's conditions, and which of them a packet fails, in words
+//! text    the answer for people
+//! batch   many connections as JSON lines
+//! ```
+//!
+//! Start reading at [`Explainer::explain`].
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use ahash::HashMap;
+use tieline_dataplane::addr::{Addr, Prefix};
+use tieline_dataplane::tables::{ClassId, PolicyId, PrefixMap};
+
+pub use self::answer::{
+    Answer, DecidedBy, EndpointInfo, ExplainError, IdentityInfo, RouteInfo, Side, Staged, Verdict,
+};
+pub use self::batch::{Summary, explain_lines, explain_text};
+use self::query::End;
+pub use self::query::{Protocol, Query};
+pub use self::story::{NearMiss, PolicyTrace, RuleTrace, TierTrace};
+use self::story::{Packet, Peer};
+use super::compile::{Compiled, Decision, Direction, compile};
+use super::model::{Policy, PolicySet};
+use crate::derive::Derived;
+use crate::resolve::{Resolved, RouteTarget, resolve, vtep_for};
+use crate::state::{ClusterId, Identity, IdentityKind, ObjectName, World};
+
+mod answer;
+mod batch;
+mod query;
+mod story;
+#[cfg(test)]
+mod tests;
+mod text;
+mod words;
+
+/// Explains one connection. For more than one, an [`Explainer`] saves work.
+pub fn explain(derived: &Derived, query: &Query) -> Result<Answer, ExplainError> {
+    Explainer::new(derived).explain(query)
+}
+
+/// Explains connections in one state of the world.
+#[derive(Debug)]
+pub struct Explainer<'a> {
+    derived: &'a Derived,
+    /// Without traces, for bulk use.
+    brief: bool,
+    pods: HashMap<(&'a ClusterId, &'a ObjectName), u32>,
+    owners: HashMap<Addr, Vec<u32>>,
+    /// Nets of network sets.
+    nets: Vec<(Prefix, u32)>,
+    /// The policies as they would be if none were staged, where any are.
+    staged: Option<Arc<PolicySet>>,
+    /// By node of the local cluster.
+    nodes: HashMap<String, Node<'a>>,
+}
+
+/// The tables of one node.
+#[derive(Debug)]
+struct Node<'a> {
+    enforced: Tables<'a>,
+    /// With staged policies enforced; only where there are any.
+    staged: Option<Tables<'a>>,
+    resolved: Cow<'a, Resolved>,
+}
+
+/// Compiled policy, for looking up.
+#[derive(Debug)]
+struct Tables<'a> {
+    compiled: Cow<'a, Compiled>,
+    prefixes: PrefixMap<ClassId>,
+}
+
+impl<'a> Tables<'a> {
+    fn new(compiled: Cow<'a, Compiled>) -> Self {
+        let mut prefixes = PrefixMap::default();
+        for (prefix, class) in &compiled.prefixes {
+            prefixes.insert(*prefix, *class);
+        }
+        Self { compiled, prefixes }
+    }
+
+    fn endpoint(&self, addr: Addr) -> Option<(ClassId, Option<PolicyId>)> {
+        let endpoints = &self.compiled.endpoints;
+        let at = endpoints.binary_search_by_key(&addr, |(addr, ..)| *addr).ok()?;
+        Some((endpoints[at].1, endpoints[at].2))
+    }
+
+    fn class(&self, addr: Addr) -> ClassId {
+        let unknown = if addr.is_v4() { ClassId::UNKNOWN_V4 } else { ClassId::UNKNOWN_V6 };
+        let known = self.endpoint(addr).map(|(class, _)| class);
+        known.or_else(|| self.prefixes.get(addr).copied()).unwrap_or(unknown)
+    }
+
+    /// What the local end's policy says of a packet.
+    fn judge(&self, direction: Direction, packet: &Packet<'_>) -> (bool, &Decision) {
+        let (local, peer) = packet.ends(direction);
+        let policy = self.endpoint(local.addr).and_then(|(_, policy)| policy);
+        let policy = policy.and_then(|id| self.compiled.policies.get(id.0 as usize)?.as_ref());
+        let Some(policy) = policy else { return (true, &Decision::NoPolicy) };
+        let table = match direction {
+            Direction::Ingress => &policy.ingress,
+            Direction::Egress => &policy.egress,
+        };
+        let outcome = table.judge(self.class(peer.addr), &packet.l4);
+        let decision = self.compiled.decisions.get(outcome.rule.0 as usize);
+        (outcome.allow, decision.unwrap_or(&Decision::NoPolicy))
+    }
+}
+
+impl<'a> Explainer<'a> {
+    /// Prepares to explain.
+    pub fn new(derived: &'a Derived) -> Self {
+        let mut explainer = Self {
+            derived,
+            brief: false,
+            pods: HashMap::default(),
+            owners: HashMap::default(),
+            nets: Vec::new(),
+            staged: with_staged(&derived.policies).map(Arc::new),
+            nodes: HashMap::default(),
+        };
+        for (at, identity) in (0..).zip(&derived.identities) {
+            if is_pod(identity) {
+                explainer.pods.insert((&identity.cluster, &identity.name), at);
+            }
+            for net in &identity.nets {
+                if identity.kind == IdentityKind::NetworkSet {
+                    explainer.nets.push((*net, at));
+                } else {
+                    explainer.owners.entry(net.addr()).or_default().push(at);
+                }
+            }
+        }
+        explainer
+    }
+
+    /// Leaves traces and near misses out of the answers.
+    #[must_use]
+    pub fn brief(mut self) -> Self {
+        self.brief = true;
+        self
+    }
+
+    /// Explains one connection.
+    pub fn explain(&mut self, query: &Query) -> Result<Answer, ExplainError> {
+        let l4 = query.l4()?;
+        let (source, destination) = self.addresses(query)?;
+        let packet = Packet { source: self.peer(source), destination: self.peer(destination), l4 };
+        let egress = self.side(Direction::Egress, &packet);
+        let ingress = self.side(Direction::Ingress, &packet);
+        let sides = || [&egress, &ingress].into_iter().flatten();
+        if sides().next().is_none() {
+            return Err(ExplainError::NotLocal { from: query.from.clone(), to: query.to.clone() });
+        }
+        let allow = sides().all(|side| side.verdict == Verdict::Allow);
+        let (protocol, [kind, code]) = (Protocol(l4.protocol), l4.destination.to_be_bytes());
+        Ok(Answer {
+            id: query.id.clone(),
+            verdict: allow.into(),
+            from: packet.source.info(),
+            to: packet.destination.info(),
+            protocol,
+            port: protocol.has_ports().then_some(l4.destination),
+            src_port: protocol.has_ports().then_some(l4.source),
+            icmp_type: protocol.is_icmp().then_some(kind),
+            icmp_code: protocol.is_icmp().then_some(code),
+            route: self.route(&packet),
+            egress,
+            ingress,
+            ignored: query.unknown.keys().cloned().collect(),
+        })
+    }
+
+    /// The addresses that are meant: of one family, IPv4 unless only IPv6
+    /// fits.
+    fn addresses(&self, query: &Query) -> Result<(Addr, Addr), ExplainError> {
+        let (from, to) = (self.candidates(&query.from)?, self.candidates(&query.to)?);
+        let families = if query.protocol == Protocol(Protocol::ICMPV6) {
+            [false, true]
+        } else {
+            [true, false]
+        };
+        families
+            .into_iter()
+            .find_map(|v4| {
+                let of = |all: &[Addr]| all.iter().copied().find(|addr| addr.is_v4() == v4);
+                of(&from).zip(of(&to))
+            })
+            .ok_or_else(|| ExplainError::NoCommonFamily {
+                from: query.from.clone(),
+                to: query.to.clone(),
+            })
+    }
+
+    fn candidates(&self, text: &str) -> Result<Vec<Addr>, ExplainError> {
+        let (cluster, pod) = match text.parse()? {
+            End::Address(address) => return Ok(vec![address.into()]),
+            End::Pod(cluster, pod) => (cluster, pod),
+        };
+        if let Some(at) = self.pods.get(&(&cluster, &pod)) {
+            let identity = &self.derived.identities[*at as usize];
+            return Ok(identity.nets.iter().map(Prefix::addr).collect());
+        }
+        if let ClusterId::Remote(name) = &cluster
+            && !self.derived.world.remotes.contains_key(name)
+        {
+            return Err(ExplainError::NoCluster(name.to_string()));
+        }
+        let elsewhere = self.pods.keys().find(|(_, name)| **name == pod);
+        let hint = elsewhere.map(|(cluster, _)| format!(" (there is a {cluster}:{pod})"));
+        Err(ExplainError::NoPod { cluster, pod, hint: hint.unwrap_or_default() })
+    }
+
+    /// An address and whose it is: pods first, those of the local cluster
+    /// before others; network sets last.
+    fn peer(&self, addr: Addr) -> Peer<'a> {
+        let exact = self.owners.get(&addr).into_iter().flatten();
+        let nets = self.nets.iter().filter(|(net, _)| net.contains(addr)).map(|(_, at)| at);
+        let mut owners: Vec<_> =
+            exact.chain(nets).map(|at| &self.derived.identities[*at as usize]).collect();
+        owners.sort_by_key(|it| (rank(it.kind), &it.cluster, &it.name));
+        owners.dedup_by(|a, b| std::ptr::eq(*a, *b));
+        Peer { addr, owners }
+    }
+
+    fn side(&mut self, direction: Direction, packet: &Packet<'a>) -> Option<Side> {
+        let (local, _) = packet.ends(direction);
+        let node = local.local_node()?.to_owned();
+        let brief = self.brief;
+        let policies = &self.derived.policies;
+        let staged_policies = self.staged.clone();
+        let node = self.node(&node);
+        let (allow, decision) = node.enforced.judge(direction, packet);
+        let mut side = story::side(policies, direction, packet, allow, decision);
+        if let (Some(tables), Some(staged_policies)) = (&node.staged, staged_policies)
+            && story::any_staged(policies, direction, packet)
+        {
+            let (would, decision) = tables.judge(direction, packet);
+            let reason = story::reason(&staged_policies, direction, packet, would, decision);
+            side.staged = Some(Staged {
+                verdict: would.into(),
+                changes: would != allow,
+                reason: format!("would be {reason}"),
+            });
+        }
+        if !brief {
+            side.trace = story::trace(policies, direction, packet, decision);
+            side.near_misses = story::near_misses(&side.trace, allow);
+        }
+        Some(side)
+    }
+
+    /// The tables of a node, compiled when first asked for.
+    fn node(&mut self, name: &str) -> &Node<'a> {
+        let derived = self.derived;
+        let staged = self.staged.clone();
+        self.nodes.entry(name.to_owned()).or_insert_with(|| {
+            let own = derived.world.node == name;
+            let identities: Cow<'a, [Identity]> = if own {
+                Cow::Borrowed(&derived.identities)
+            } else {
+                Cow::Owned(derived.identities.iter().map(|it| seen_from(it, name)).collect())
+            };
+            let enforced = if own {
+                Cow::Borrowed(&derived.compiled)
+            } else {
+                Cow::Owned(compile(&derived.policies, &identities))
+            };
+            let staged = staged.map(|set| Tables::new(Cow::Owned(compile(&set, &identities))));
+            let resolved = if own {
+                Cow::Borrowed(&derived.resolved)
+            } else {
+                let world = World { node: name.to_owned(), ..(*derived.world).clone() };
+                Cow::Owned(resolve(&world))
+            };
+            Node { enforced: Tables::new(enforced), staged, resolved }
+        })
+    }
+
+    /// The route from the local end's node to the other end: of two local
+    /// ends, the one that the connection takes.
+    fn route(&mut self, packet: &Packet<'a>) -> Option<RouteInfo> {
+        let (local, peer) = match packet.source.local_node() {
+            Some(_) => (&packet.source, &packet.destination),
+            None => (&packet.destination, &packet.source),
+        };
+        let node = self.node(local.local_node()?);
+        let routes = node.resolved.routes.iter().filter(|(prefix, _)| prefix.contains(peer.addr));
+        let (prefix, route) = routes.max_by_key(|(prefix, _)| prefix.len128())?;
+        let mut info = RouteInfo {
+            prefix: prefix.to_string(),
+            via: "local",
+            cluster: None,
+            node: None,
+            vtep: None,
+            origin: route.origin.clone(),
+        };
+        if let RouteTarget::Node { cluster, node: name } = &route.target {
+            info.via = "vtep";
+            info.cluster = Some(cluster.to_string());
+            info.node = Some(name.clone());
+            let key = vtep_for(&node.resolved, cluster, name, prefix.is_v4());
+            info.vtep = key.and_then(|key| Some(node.resolved.vteps.get(&key)?.underlay));
+        }
+        Some(info)
+    }
+}
+
+fn is_pod(identity: &Identity) -> bool {
+    matches!(identity.kind, IdentityKind::LocalWorkload | IdentityKind::Workload)
+}
+
+fn rank(kind: IdentityKind) -> u8 {
+    match kind {
+        IdentityKind::LocalWorkload => 0,
+        IdentityKind::Workload => 1,
+        IdentityKind::Host => 2,
+        IdentityKind::NetworkSet => 3,
+    }
+}
+
+/// An identity as another node of the local cluster has it.
+fn seen_from(identity: &Identity, node: &str) -> Identity {
+    let mut seen = identity.clone();
+    if is_pod(identity) {
+        let local = identity.cluster == ClusterId::Local && identity.node == node;
+        seen.kind = if local { IdentityKind::LocalWorkload } else { IdentityKind::Workload };
+    }
+    seen
+}
+
+/// The policies as they would be if none were staged; `None` when none is.
+fn with_staged(set: &PolicySet) -> Option<PolicySet> {
+    let mut all = set.clone();
+    let mut any = false;
+    for policy in all.tiers.iter_mut().flat_map(|tier| &mut tier.policies) {
+        if policy.staged {
+            any = true;
+            *policy = Arc::new(Policy { staged: false, ..(**policy).clone() });
+        }
+    }
+    any.then_some(all)
+}

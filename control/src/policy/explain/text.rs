@@ -1,0 +1,91 @@
+//! The answer for people.
+
+use std::fmt;
+
+use super::{Answer, EndpointInfo, Side, Staged, Verdict};
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Allow => "allowed",
+            Self::Deny => "denied",
+        })
+    }
+}
+
+impl fmt::Display for EndpointInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.identities.first() {
+            None => write!(f, "{}", self.address),
+            Some(it) if it.kind == "network-set" => {
+                write!(f, "{} (in network set {})", self.address, it.name)
+            }
+            Some(it) => write!(f, "{}:{} ({})", it.cluster, it.name, self.address),
+        }
+    }
+}
+
+impl fmt::Display for Answer {
+    /// One line with the verdict, then one part per side, and the route.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {} -> {}, {}", self.verdict, self.from, self.to, self.protocol)?;
+        match (self.port, self.icmp_type, self.icmp_code) {
+            (Some(port), ..) => writeln!(f, " port {port}")?,
+            (None, Some(kind), Some(code)) => writeln!(f, " type {kind} code {code}")?,
+            _ => writeln!(f)?,
+        }
+        for (name, side) in [("egress", &self.egress), ("ingress", &self.ingress)] {
+            match side {
+                Some(side) => side.write(f, name)?,
+                None => {
+                    let end = if name == "egress" { "source" } else { "destination" };
+                    writeln!(
+                        f,
+                        "  {name:<8} not judged here: the {end} is no pod of this cluster"
+                    )?;
+                }
+            }
+        }
+        match &self.route {
+            None => write!(f, "  {:<8} none of ours: the kernel's own routes hold", "route")?,
+            Some(route) => {
+                write!(f, "  {:<8} {} ", "route", route.prefix)?;
+                match (&route.node, &route.cluster, &route.vtep) {
+                    (Some(node), Some(cluster), Some(vtep)) => {
+                        write!(f, "via node {node} of cluster {cluster}, VTEP {vtep}")?;
+                    }
+                    (Some(node), Some(cluster), None) => {
+                        write!(f, "to node {node} of cluster {cluster}, which has no VTEP")?;
+                    }
+                    _ => f.write_str("on the node itself")?,
+                }
+                write!(f, " ({})", route.origin)?;
+            }
+        }
+        for field in &self.ignored {
+            write!(f, "\n  note     the field {field:?} means nothing here and was ignored")?;
+        }
+        Ok(())
+    }
+}
+
+impl Side {
+    fn write(&self, f: &mut fmt::Formatter<'_>, name: &str) -> fmt::Result {
+        writeln!(f, "  {name:<8} {}", self.reason)?;
+        for miss in &self.near_misses {
+            writeln!(
+                f,
+                "           would be {} by policy {}, rule {}, but {}",
+                if self.verdict == Verdict::Allow { "denied" } else { "allowed" },
+                miss.policy,
+                miss.rule,
+                miss.failed.join(", and "),
+            )?;
+        }
+        if let Some(Staged { reason, changes, .. }) = &self.staged {
+            let same = if *changes { "" } else { " (the same verdict)" };
+            writeln!(f, "           with staged policies enforced: {reason}{same}")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,191 @@
+//! From the underlay to this node: what happens to a VXLAN frame.
+//!
+//! ```text
+//! open     outer headers checked, sender known -> inner packet, its flow's
+//!          table line prefetched
+//! enforce  known flow, or judged
+//! rewrite  outer headers pulled off, congestion mark carried over, MACs of
+//!          the gateway; the packet stays put
+//! ```
+
+use crate::addr::Addr;
+use crate::counters::Tally;
+use crate::enforce::{Context, Origin, enforce};
+use crate::flow::FlowTuple;
+use crate::frame::{Frame, Memory};
+use crate::stage::{Batch, inner_frame, inner_packet};
+use crate::tables::VtepId;
+use crate::verdict::{DropReason, Verdict};
+use crate::wire::ethernet::{self, Ethernet};
+use crate::wire::ipv4::Ipv4;
+use crate::wire::ipv6::{self, Ipv6};
+use crate::wire::packet::Packet;
+use crate::wire::udp::{self, Udp};
+use crate::wire::vxlan::{self, Vxlan};
+use crate::wire::{WireError, checksum, ecn, protocol};
+
+/// Judges and decapsulates the frames of `batch`; the verdicts are left in it.
+pub fn decap<M: Memory>(cx: &Context<'_>, memory: &mut M, batch: &mut Batch, tally: &mut Tally) {
+    batch.prefetch(memory);
+    for (frame, work) in batch.iter() {
+        work.verdict = match open(cx, memory.bytes(frame)) {
+            Ok(opened) => {
+                work.packet = opened.packet;
+                work.sender = opened.sender;
+                work.ecn = opened.ecn;
+                work.tuple =
+                    FlowTuple::of(&opened.packet, cx.tables.overlay.vni, cx.flows.hasher());
+                cx.flows.prefetch(work.tuple.hash);
+                // The inner packet was read within these bytes.
+                let whole = frame.pull(opened.outer_len as u32);
+                debug_assert!(whole);
+                frame.len = ethernet::HEADER_LEN as u32 + opened.packet.total_len;
+                Verdict::Local
+            }
+            Err(reason) => Verdict::Drop(reason),
+        };
+    }
+    for (frame, work) in batch.iter() {
+        if work.verdict != Verdict::Local {
+            continue;
+        }
+        let ip = memory.bytes(frame).get(ethernet::HEADER_LEN..).unwrap_or_default();
+        let origin = Origin::Underlay(work.sender);
+        let outcome = enforce(cx, &work.packet, ip, &work.tuple, origin, tally);
+        match outcome.and_then(|_| rewrite(cx, memory, frame, &work.packet, work.ecn)) {
+            Ok(()) => {
+                tally.decapsulated_packets += 1;
+                tally.decapsulated_bytes += u64::from(frame.len);
+            }
+            Err(reason) => work.verdict = Verdict::Drop(reason),
+        }
+    }
+}
+
+/// What the outer headers and the inner packet say.
+struct Opened {
+    packet: Packet,
+    sender: VtepId,
+    /// ECN bits of the outer header.
+    ecn: u8,
+    /// Bytes before the inner frame.
+    outer_len: usize,
+}
+
+/// The outer IP header, read.
+struct OuterIp<'a> {
+    source: Addr,
+    destination: Addr,
+    ecn: u8,
+    header_len: usize,
+    payload: &'a [u8],
+}
+
+#[inline]
+fn open(cx: &Context<'_>, bytes: &[u8]) -> Result<Opened, DropReason> {
+    let overlay = &cx.tables.overlay;
+    let ip = outer_ip(bytes)?;
+    if !overlay.underlay.contains(&ip.destination) {
+        return Err(DropReason::OuterNotOurs);
+    }
+    let udp = Udp::new_checked(ip.payload).map_err(outer_error)?;
+    if udp.destination_port() != overlay.port {
+        return Err(DropReason::OuterMalformed);
+    }
+    if overlay.verify_checksum && udp.checksum() != 0 {
+        verify_checksum(&ip, &udp)?;
+    }
+    let vxlan = Vxlan::new_checked(udp.payload()).map_err(outer_error)?;
+    if vxlan.vni() != overlay.vni {
+        return Err(DropReason::UnknownVni);
+    }
+    let sender = cx.tables.vteps.by_underlay(ip.source).ok_or(DropReason::UnknownVtep)?;
+    let inner = inner_frame(vxlan.inner())?;
+    let mac = inner.destination();
+    if mac != overlay.mac_v4 && mac != overlay.mac_v6 {
+        return Err(DropReason::InnerMac);
+    }
+    let packet = inner_packet(&inner)?;
+    let outer_len = ethernet::HEADER_LEN + ip.header_len + udp::HEADER_LEN + vxlan::HEADER_LEN;
+    Ok(Opened { packet, sender, ecn: ip.ecn, outer_len })
+}
+
+#[inline]
+fn outer_ip(bytes: &[u8]) -> Result<OuterIp<'_>, DropReason> {
+    let ethernet = Ethernet::new_checked(bytes).map_err(outer_error)?;
+    match ethernet.ethertype() {
+        ethernet::ETHERTYPE_IPV4 => {
+            let ip = Ipv4::new_checked(ethernet.payload()).map_err(outer_error)?;
+            if !ip.verify_checksum() {
+                return Err(DropReason::OuterChecksum);
+            }
+            if ip.protocol() != protocol::UDP || ip.is_fragment() {
+                return Err(DropReason::OuterMalformed);
+            }
+            Ok(OuterIp {
+                source: Addr::from_v4_bytes(ip.source()),
+                destination: Addr::from_v4_bytes(ip.destination()),
+                ecn: ip.ecn(),
+                header_len: ip.header_len(),
+                payload: ip.payload(),
+            })
+        }
+        ethernet::ETHERTYPE_IPV6 => {
+            let ip = Ipv6::new_checked(ethernet.payload()).map_err(outer_error)?;
+            // Nobody puts extension headers before VXLAN.
+            if ip.next_header() != protocol::UDP {
+                return Err(DropReason::OuterMalformed);
+            }
+            Ok(OuterIp {
+                source: Addr::from_v6_bytes(ip.source()),
+                destination: Addr::from_v6_bytes(ip.destination()),
+                ecn: ip.ecn(),
+                header_len: ipv6::HEADER_LEN,
+                payload: ip.payload(),
+            })
+        }
+        _ => Err(DropReason::OuterMalformed),
+    }
+}
+
+/// The pseudo header (RFC 768, RFC 8200 section 8.1) and the datagram must add
+/// up. The prefix of an IPv4-mapped address is ffff, which adds nothing.
+#[cold]
+fn verify_checksum(ip: &OuterIp<'_>, udp: &Udp<'_>) -> Result<(), DropReason> {
+    let addresses = checksum::sum(&ip.source.bits().to_be_bytes())
+        + checksum::sum(&ip.destination.bits().to_be_bytes());
+    let pseudo = addresses + u64::from(udp.length()) + u64::from(protocol::UDP);
+    match checksum::finish(pseudo + checksum::sum(udp.bytes())) {
+        0 => Ok(()),
+        _ => Err(DropReason::OuterChecksum),
+    }
+}
+
+fn outer_error(error: WireError) -> DropReason {
+    match error {
+        WireError::Truncated => DropReason::OuterTruncated,
+        WireError::Checksum => DropReason::OuterChecksum,
+        WireError::Malformed | WireError::Unsupported => DropReason::OuterMalformed,
+    }
+}
+
+/// Carries the congestion mark over and addresses the frame to the gateway.
+#[inline]
+fn rewrite<M: Memory>(
+    cx: &Context<'_>,
+    memory: &mut M,
+    frame: &mut Frame,
+    packet: &Packet,
+    outer_ecn: u8,
+) -> Result<(), DropReason> {
+    let overlay = &cx.tables.overlay;
+    let mark = ecn::decapsulate(outer_ecn, packet.ecn).ok_or(DropReason::EcnInvalid)?;
+    let bytes = memory.bytes_mut(frame);
+    let (macs, rest) = bytes.split_at_mut_checked(12).ok_or(DropReason::InnerTruncated)?;
+    macs[..6].copy_from_slice(&overlay.gateway_mac.0);
+    macs[6..].copy_from_slice(&overlay.gateway_source_mac.0);
+    if mark != packet.ecn {
+        ecn::set_ecn(rest.get_mut(2..).unwrap_or_default(), mark);
+    }
+    Ok(())
+}
