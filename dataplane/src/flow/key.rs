@@ -84,7 +84,7 @@ impl FlowTuple {
             if from_low { (packet.src, packet.dst) } else { (packet.dst, packet.src) };
         let tuple = u64::from(numbers) << 32 | u64::from(protocol) << 24 | u64::from(vni.get());
         let key = FlowKey { low, high, tuple, fragment };
-        Self { key, from_low, hash: hasher.hash(&key) }
+        Self { key, from_low, hash: hasher.hash(low, high, tuple) }
     }
 }
 
