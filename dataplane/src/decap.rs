@@ -1,9 +1,8 @@
 //! From the underlay to this node: what happens to a VXLAN frame.
 //!
 //! ```text
-//! open     outer headers checked, sender known -> inner packet, its flow's
-//!          table line prefetched
-//! enforce  known flow, or judged
+//! read     outer and inner headers -> flow name, its table line prefetched
+//! enforce  known flow of this sender, or sender known and packet judged
 //! rewrite  outer headers pulled off, congestion mark carried over, MACs of
 //!          the gateway; the packet stays put
 //! ```
@@ -13,8 +12,7 @@ use crate::counters::Tally;
 use crate::enforce::{Context, Origin, enforce};
 use crate::flow::FlowTuple;
 use crate::frame::{Frame, Memory};
-use crate::stage::{Batch, inner_frame, inner_packet};
-use crate::tables::VtepId;
+use crate::stage::{Batch, Stride, Work, inner_frame, inner_packet};
 use crate::verdict::{DropReason, Verdict};
 use crate::wire::ethernet::{self, Ethernet};
 use crate::wire::ipv4::Ipv4;
@@ -26,9 +24,16 @@ use crate::wire::{WireError, checksum, ecn, protocol};
 
 /// Judges and decapsulates the frames of `batch`; the verdicts are left in it.
 pub fn decap<M: Memory>(cx: &Context<'_>, memory: &mut M, batch: &mut Batch, tally: &mut Tally) {
-    batch.prefetch(memory);
-    for (frame, work) in batch.iter() {
-        work.verdict = match open(cx, memory.bytes(frame)) {
+    batch.for_each_stride(memory, |memory, stride| {
+        read(cx, memory, stride);
+        finish(cx, memory, stride, tally);
+    });
+}
+
+#[inline]
+fn read<M: Memory>(cx: &Context<'_>, memory: &M, stride: &mut Stride<'_>) {
+    for (frame, verdict, work) in stride.iter() {
+        *verdict = match open(cx, memory.bytes(frame)) {
             Ok(opened) => {
                 work.packet = opened.packet;
                 work.sender = opened.sender;
@@ -45,19 +50,22 @@ pub fn decap<M: Memory>(cx: &Context<'_>, memory: &mut M, batch: &mut Batch, tal
             Err(reason) => Verdict::Drop(reason),
         };
     }
-    for (frame, work) in batch.iter() {
-        if work.verdict != Verdict::Local {
+}
+
+#[inline]
+fn finish<M: Memory>(cx: &Context<'_>, memory: &mut M, stride: &mut Stride<'_>, tally: &mut Tally) {
+    for (frame, verdict, work) in stride.iter() {
+        if *verdict != Verdict::Local {
             continue;
         }
-        let ip = memory.bytes(frame).get(ethernet::HEADER_LEN..).unwrap_or_default();
         let origin = Origin::Underlay(work.sender);
-        let outcome = enforce(cx, &work.packet, ip, &work.tuple, origin, tally);
-        match outcome.and_then(|_| rewrite(cx, memory, frame, &work.packet, work.ecn)) {
+        let outcome = enforce(cx, work, || memory.bytes(frame), origin, tally);
+        match outcome.and_then(|_| rewrite(cx, memory, frame, work)) {
             Ok(()) => {
                 tally.decapsulated_packets += 1;
                 tally.decapsulated_bytes += u64::from(frame.len);
             }
-            Err(reason) => work.verdict = Verdict::Drop(reason),
+            Err(reason) => *verdict = Verdict::Drop(reason),
         }
     }
 }
@@ -65,7 +73,8 @@ pub fn decap<M: Memory>(cx: &Context<'_>, memory: &mut M, batch: &mut Batch, tal
 /// What the outer headers and the inner packet say.
 struct Opened {
     packet: Packet,
-    sender: VtepId,
+    /// Outer source address.
+    sender: Addr,
     /// ECN bits of the outer header.
     ecn: u8,
     /// Bytes before the inner frame.
@@ -99,7 +108,6 @@ fn open(cx: &Context<'_>, bytes: &[u8]) -> Result<Opened, DropReason> {
     if vxlan.vni() != overlay.vni {
         return Err(DropReason::UnknownVni);
     }
-    let sender = cx.tables.vteps.by_underlay(ip.source).ok_or(DropReason::UnknownVtep)?;
     let inner = inner_frame(vxlan.inner())?;
     let mac = inner.destination();
     if mac != overlay.mac_v4 && mac != overlay.mac_v6 {
@@ -107,7 +115,7 @@ fn open(cx: &Context<'_>, bytes: &[u8]) -> Result<Opened, DropReason> {
     }
     let packet = inner_packet(&inner)?;
     let outer_len = ethernet::HEADER_LEN + ip.header_len + udp::HEADER_LEN + vxlan::HEADER_LEN;
-    Ok(Opened { packet, sender, ecn: ip.ecn, outer_len })
+    Ok(Opened { packet, sender: ip.source, ecn: ip.ecn, outer_len })
 }
 
 #[inline]
@@ -175,16 +183,15 @@ fn rewrite<M: Memory>(
     cx: &Context<'_>,
     memory: &mut M,
     frame: &mut Frame,
-    packet: &Packet,
-    outer_ecn: u8,
+    work: &Work,
 ) -> Result<(), DropReason> {
     let overlay = &cx.tables.overlay;
-    let mark = ecn::decapsulate(outer_ecn, packet.ecn).ok_or(DropReason::EcnInvalid)?;
+    let mark = ecn::decapsulate(work.ecn, work.packet.ecn).ok_or(DropReason::EcnInvalid)?;
     let bytes = memory.bytes_mut(frame);
     let (macs, rest) = bytes.split_at_mut_checked(12).ok_or(DropReason::InnerTruncated)?;
     macs[..6].copy_from_slice(&overlay.gateway_mac.0);
     macs[6..].copy_from_slice(&overlay.gateway_source_mac.0);
-    if mark != packet.ecn {
+    if mark != work.packet.ecn {
         ecn::set_ecn(rest.get_mut(2..).unwrap_or_default(), mark);
     }
     Ok(())
