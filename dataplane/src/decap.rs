@@ -10,14 +10,12 @@
 use crate::addr::Addr;
 use crate::counters::Tally;
 use crate::enforce::{Context, Origin, enforce};
-use crate::flow::FlowTuple;
 use crate::frame::{Frame, Memory};
-use crate::stage::{Batch, Stride, Work, inner_frame, inner_packet};
+use crate::stage::{Batch, Stride, Work, inner_frame, read_inner};
 use crate::verdict::{DropReason, Verdict};
 use crate::wire::ethernet::{self, Ethernet};
 use crate::wire::ipv4::Ipv4;
 use crate::wire::ipv6::{self, Ipv6};
-use crate::wire::packet::Packet;
 use crate::wire::udp::{self, Udp};
 use crate::wire::vxlan::{self, Vxlan};
 use crate::wire::{WireError, checksum, ecn, protocol};
@@ -33,18 +31,12 @@ pub fn decap<M: Memory>(cx: &Context<'_>, memory: &mut M, batch: &mut Batch, tal
 #[inline]
 fn read<M: Memory>(cx: &Context<'_>, memory: &M, stride: &mut Stride<'_>) {
     for (frame, verdict, work) in stride.iter() {
-        *verdict = match open(cx, memory.bytes(frame)) {
-            Ok(opened) => {
-                work.packet = opened.packet;
-                work.sender = opened.sender;
-                work.ecn = opened.ecn;
-                work.tuple =
-                    FlowTuple::of(&opened.packet, cx.tables.overlay.vni, cx.flows.hasher());
-                cx.flows.prefetch(work.tuple.hash);
+        *verdict = match open(cx, memory.bytes(frame), work) {
+            Ok(outer_len) => {
                 // The inner packet was read within these bytes.
-                let whole = frame.pull(opened.outer_len as u32);
+                let whole = frame.pull(outer_len);
                 debug_assert!(whole);
-                frame.len = ethernet::HEADER_LEN as u32 + opened.packet.total_len;
+                frame.len = ethernet::HEADER_LEN as u32 + work.packet.total_len;
                 Verdict::Local
             }
             Err(reason) => Verdict::Drop(reason),
@@ -70,17 +62,6 @@ fn finish<M: Memory>(cx: &Context<'_>, memory: &mut M, stride: &mut Stride<'_>, 
     }
 }
 
-/// What the outer headers and the inner packet say.
-struct Opened {
-    packet: Packet,
-    /// Outer source address.
-    sender: Addr,
-    /// ECN bits of the outer header.
-    ecn: u8,
-    /// Bytes before the inner frame.
-    outer_len: usize,
-}
-
 /// The outer IP header, read.
 struct OuterIp<'a> {
     source: Addr,
@@ -90,8 +71,10 @@ struct OuterIp<'a> {
     payload: &'a [u8],
 }
 
-#[inline]
-fn open(cx: &Context<'_>, bytes: &[u8]) -> Result<Opened, DropReason> {
+/// Reads the outer headers and the packet within. Returns the number of bytes
+/// before the inner frame.
+#[inline(always)]
+fn open(cx: &Context<'_>, bytes: &[u8], work: &mut Work) -> Result<u32, DropReason> {
     let overlay = &cx.tables.overlay;
     let ip = outer_ip(bytes)?;
     if !overlay.underlay.contains(&ip.destination) {
@@ -113,12 +96,13 @@ fn open(cx: &Context<'_>, bytes: &[u8]) -> Result<Opened, DropReason> {
     if mac != overlay.mac_v4 && mac != overlay.mac_v6 {
         return Err(DropReason::InnerMac);
     }
-    let packet = inner_packet(&inner)?;
+    (work.sender, work.ecn) = (ip.source, ip.ecn);
+    read_inner(cx, &inner, work)?;
     let outer_len = ethernet::HEADER_LEN + ip.header_len + udp::HEADER_LEN + vxlan::HEADER_LEN;
-    Ok(Opened { packet, sender: ip.source, ecn: ip.ecn, outer_len })
+    Ok(outer_len as u32)
 }
 
-#[inline]
+#[inline(always)]
 fn outer_ip(bytes: &[u8]) -> Result<OuterIp<'_>, DropReason> {
     let ethernet = Ethernet::new_checked(bytes).map_err(outer_error)?;
     match ethernet.ethertype() {

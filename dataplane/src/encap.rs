@@ -11,10 +11,9 @@
 
 use crate::counters::Tally;
 use crate::enforce::{Context, Origin, enforce};
-use crate::flow::FlowTuple;
 use crate::frame::{Frame, Memory};
 use crate::outer::Varying;
-use crate::stage::{Batch, Stride, Work, inner_frame, inner_packet};
+use crate::stage::{Batch, Stride, Work, inner_frame, read_inner};
 use crate::tables::VtepId;
 use crate::verdict::{DropReason, Verdict};
 use crate::wire::{ecn, ethernet};
@@ -30,13 +29,11 @@ pub fn encap<M: Memory>(cx: &Context<'_>, memory: &mut M, batch: &mut Batch, tal
 #[inline]
 fn read<M: Memory>(cx: &Context<'_>, memory: &M, stride: &mut Stride<'_>) {
     for (frame, verdict, work) in stride.iter() {
-        *verdict = match inner_frame(memory.bytes(frame)).and_then(|inner| inner_packet(&inner)) {
-            Ok(packet) => {
+        let read = inner_frame(memory.bytes(frame)).and_then(|inner| read_inner(cx, &inner, work));
+        *verdict = match read {
+            Ok(()) => {
                 // Padding after the packet is not part of it.
-                frame.len = ethernet::HEADER_LEN as u32 + packet.total_len;
-                work.packet = packet;
-                work.tuple = FlowTuple::of(&packet, cx.tables.overlay.vni, cx.flows.hasher());
-                cx.flows.prefetch(work.tuple.hash);
+                frame.len = ethernet::HEADER_LEN as u32 + work.packet.total_len;
                 Verdict::Forward
             }
             Err(reason) => Verdict::Drop(reason),

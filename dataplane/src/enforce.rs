@@ -48,7 +48,7 @@ struct Opening {
 
 /// Decides on one packet; `frame` gives its bytes from the inner Ethernet
 /// header on. Returns the VTEP of its remote end.
-#[inline]
+#[inline(always)]
 pub(crate) fn enforce<'f>(
     cx: &Context<'_>,
     work: &Work,
@@ -75,7 +75,7 @@ fn begins_anew(packet: &Packet, state: &FlowState) -> bool {
     state.closing() && packet.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN
 }
 
-#[inline]
+#[inline(always)]
 fn known(
     cx: &Context<'_>,
     packet: &Packet,
@@ -88,7 +88,7 @@ fn known(
     let from_local = tuple.from_low == state.low_is_local;
     if state.generation != cx.tables.generation as u32 {
         tally.flow_rejudged += 1;
-        state = judge_again(cx, packet, tuple, found)?;
+        state = judge_again(cx, packet, tuple, *found)?;
     }
     match origin {
         Origin::Gateway if !from_local => return Err(DropReason::SourceNotLocal),
@@ -102,7 +102,7 @@ fn known(
     }
     cx.flows.touch(found, tuple.from_low, packet.tcp_flags, cx.now);
     if let Fragment::First { ident } = packet.fragment {
-        remember_fragments(cx, packet, ident, &state, tuple.from_low)?;
+        remember_fragments(cx, packet, ident, state, tuple.from_low)?;
     }
     Ok(state.vtep)
 }
@@ -138,7 +138,7 @@ fn judge_again(
     cx: &Context<'_>,
     packet: &Packet,
     tuple: &FlowTuple,
-    found: &Found,
+    found: Found,
 ) -> Result<FlowState, DropReason> {
     let old = found.state;
     let (low, high) = tuple.key.ends();
@@ -162,7 +162,7 @@ fn judge_again(
         generation: cx.tables.generation as u32,
         ..old
     };
-    cx.flows.update(found, &state, cx.now);
+    cx.flows.update(&found, &state, cx.now);
     Ok(state)
 }
 
@@ -240,7 +240,7 @@ fn unknown(
         cx.flows.insert(tuple, &state, cx.now).map_err(|_| DropReason::FlowTableFull)?;
     }
     if let Fragment::First { ident } = packet.fragment {
-        remember_fragments(cx, packet, ident, &state, tuple.from_low)?;
+        remember_fragments(cx, packet, ident, state, tuple.from_low)?;
     }
     Ok(vtep)
 }
@@ -263,17 +263,17 @@ fn remember_fragments(
     cx: &Context<'_>,
     packet: &Packet,
     ident: u32,
-    state: &FlowState,
+    state: FlowState,
     from_low: bool,
 ) -> Result<(), DropReason> {
     let vni = cx.tables.overlay.vni;
-    let tuple = FlowTuple::of_fragments(packet, ident, vni, cx.flows.hasher());
+    let tuple = FlowTuple::of_fragments(*packet, ident, vni, cx.flows.hasher());
     let source_is_local = from_low == state.low_is_local;
     let state = FlowState {
         from_low: tuple.from_low,
         low_is_local: tuple.from_low == source_is_local,
         replied: false,
-        ..*state
+        ..state
     };
     cx.flows.insert(&tuple, &state, cx.now).map_err(|_| DropReason::FlowTableFull)
 }

@@ -2,12 +2,13 @@
 //! worked on.
 
 use crate::addr::Addr;
+use crate::enforce::Context;
 use crate::flow::FlowTuple;
 use crate::frame::{Frame, Memory};
 use crate::verdict::{DropReason, Verdict};
 use crate::wire::WireError;
 use crate::wire::ethernet::{self, Ethernet};
-use crate::wire::packet::Packet;
+use crate::wire::packet::{Fragment, Packet};
 
 /// Frames that are read before the first of them is judged: enough for the
 /// memory to answer meanwhile, few enough for everything about them to stay in
@@ -106,15 +107,40 @@ pub(crate) fn inner_frame(bytes: &[u8]) -> Result<Ethernet<'_>, DropReason> {
     Ethernet::new_checked(bytes).map_err(inner_error)
 }
 
-/// Reads the IP packet in an inner frame, whose EtherType must agree with it.
-#[inline]
-pub(crate) fn inner_packet(frame: &Ethernet<'_>) -> Result<Packet, DropReason> {
-    let packet = match frame.ethertype() {
-        ethernet::ETHERTYPE_IPV4 => Packet::parse_v4(frame.payload()),
-        ethernet::ETHERTYPE_IPV6 => Packet::parse_v6(frame.payload()),
+/// Reads the IP packet in an inner frame, whose EtherType must agree with it,
+/// names its flow, and asks for the flow's line.
+///
+/// Each family's notes are written where they were read: merged into one value
+/// first, they would be copied through the stack.
+#[inline(always)]
+pub(crate) fn read_inner(
+    cx: &Context<'_>,
+    frame: &Ethernet<'_>,
+    work: &mut Work,
+) -> Result<(), DropReason> {
+    match frame.ethertype() {
+        ethernet::ETHERTYPE_IPV4 => {
+            note(cx, Packet::parse_v4(frame.payload()).map_err(inner_error)?, work);
+        }
+        ethernet::ETHERTYPE_IPV6 => {
+            note(cx, Packet::parse_v6(frame.payload()).map_err(inner_error)?, work);
+        }
         _ => return Err(DropReason::InnerUnsupported),
-    };
-    packet.map_err(inner_error)
+    }
+    cx.flows.prefetch(work.tuple.hash);
+    Ok(())
+}
+
+#[inline(always)]
+fn note(cx: &Context<'_>, packet: Packet, work: &mut Work) {
+    let (vni, hasher) = (cx.tables.overlay.vni, cx.flows.hasher());
+    work.packet = packet;
+    match packet.fragment {
+        Fragment::Later { ident } => {
+            work.tuple = FlowTuple::of_fragments(packet, ident, vni, hasher);
+        }
+        _ => work.tuple = FlowTuple::of_whole(&packet, vni, hasher),
+    }
 }
 
 fn inner_error(error: WireError) -> DropReason {
