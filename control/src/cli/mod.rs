@@ -12,6 +12,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 mod check;
 mod explain;
 mod offline;
+mod replay;
 mod run;
 mod status;
 mod text;
@@ -30,6 +31,8 @@ enum Command {
     Run(run::RunArgs),
     /// Validate a configuration and the manifests that it names, and test expected verdicts
     Check(check::CheckArgs),
+    /// Run captures through the packet path, without any device
+    Replay(replay::ReplayArgs),
     /// Show what the daemon of this node is doing
     Status(status::StatusArgs),
     /// Say why a connection is allowed or denied
@@ -65,6 +68,7 @@ pub fn main() -> ExitCode {
     let outcome = match cli.command {
         Command::Run(args) => run::main(&args),
         Command::Check(args) => check::main(&args),
+        Command::Replay(args) => replay::main(&args),
         Command::Status(args) => status::main(&args),
         Command::Explain(args) => explain::main(&args),
     };

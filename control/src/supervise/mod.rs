@@ -35,7 +35,7 @@ use crate::link::{Adjacency, Gateway, Netlink, Underlay};
 use crate::publish::Tables;
 use crate::state::{Condition, World};
 
-mod kernel;
+pub(crate) mod kernel;
 mod log;
 mod ports;
 pub(crate) mod reload;
