@@ -42,6 +42,7 @@ enum Command {
     LinkCreate = 28,
     LinkById = 30,
     LinkNextId = 31,
+    LinkDetach = 34,
 }
 
 /// One command's part of `union bpf_attr`.

@@ -7,6 +7,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use super::{
     Attribute, Command, IdAttribute, Program, call, call_for_descriptor, info, info_u32, program,
 };
+use crate::device;
 use crate::device::xdp::{self, Hook};
 
 /// `BPF_XDP` of `enum bpf_attach_type`.
@@ -29,6 +30,15 @@ struct LinkAttribute {
 
 // SAFETY: as the beginning of `link_create` in union bpf_attr.
 unsafe impl Attribute for LinkAttribute {}
+
+/// `BPF_LINK_DETACH`.
+#[repr(C)]
+struct DetachAttribute {
+    link: u32,
+}
+
+// SAFETY: as `link_detach` in union bpf_attr.
+unsafe impl Attribute for DetachAttribute {}
 
 /// Someone else's XDP program on a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,8 +109,7 @@ fn list(programs: &[ForeignProgram]) -> String {
 /// A program attached to a device, until this is dropped.
 #[derive(Debug)]
 pub struct Link {
-    // Closing it detaches the program: nobody else has a descriptor.
-    _descriptor: OwnedFd,
+    descriptor: OwnedFd,
     ifindex: u32,
     native: bool,
 }
@@ -121,7 +130,7 @@ impl Link {
         };
         // SAFETY: the attribute is the command's and holds no addresses.
         match unsafe { call_for_descriptor(Command::LinkCreate, &mut attribute) } {
-            Ok(descriptor) => Ok(Self { _descriptor: descriptor, ifindex, native }),
+            Ok(descriptor) => Ok(Self { descriptor, ifindex, native }),
             Err(source) => Err(explain(source, ifindex, native)),
         }
     }
@@ -137,11 +146,25 @@ impl Link {
     }
 }
 
+impl Drop for Link {
+    /// Closing the descriptor detaches the program once no process has it open
+    /// any more, and a child between fork and exec has it as well: so this
+    /// comes first. A kernel before 5.9 does not know it.
+    fn drop(&mut self) {
+        let mut attribute = DetachAttribute { link: self.descriptor.as_raw_fd() as u32 };
+        // SAFETY: the attribute is the command's and holds no addresses.
+        let _ = unsafe { call(Command::LinkDetach, &mut attribute) };
+    }
+}
+
 fn explain(source: io::Error, ifindex: u32, native: bool) -> LinkError {
     let hook = if native { Hook::Native.label() } else { Hook::Generic.label() };
     match source.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => LinkError::Permission,
-        Some(libc::ENODEV) => LinkError::NoDevice { ifindex },
+        // The kernel calls a device that is not there an invalid argument.
+        Some(libc::ENODEV | libc::EINVAL) if device::name(ifindex).is_err() => {
+            LinkError::NoDevice { ifindex }
+        }
         Some(libc::EBUSY | libc::EEXIST) => {
             LinkError::Foreign { ifindex, programs: foreign(ifindex) }
         }

@@ -20,14 +20,16 @@ use tieline_xsk::socket::{Mode, Socket, SocketConfig};
 /// Without the privilege the test says so and counts as skipped, but in CI it
 /// fails.
 pub(crate) fn in_namespace(test: impl FnOnce() + Send + 'static) {
-    let thread = std::thread::spawn(move || {
+    let name = std::thread::current().name().unwrap_or("a test").to_owned();
+    let body = move || {
         // SAFETY: takes no pointers; affects this thread only.
         if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
             return skip("no permission to make a network namespace");
         }
         ip("link set lo up");
         test();
-    });
+    };
+    let thread = std::thread::Builder::new().name(name).spawn(body).unwrap();
     if let Err(panic) = thread.join() {
         std::panic::resume_unwind(panic);
     }
