@@ -8,7 +8,7 @@ use std::os::fd::AsRawFd;
 use support::*;
 use tieline_xsk::area::{Area, Descriptor};
 use tieline_xsk::device;
-use tieline_xsk::packet::{PacketError, PacketSocket, SinkError, UdpSink};
+use tieline_xsk::packet::{PacketError, PacketSocket, SinkError, Take, UdpSink};
 
 /// A packet socket with an area.
 struct Port {
@@ -18,7 +18,10 @@ struct Port {
 
 impl Port {
     fn open(ifindex: u32) -> Self {
-        Self { area: Area::new(256, 2048).unwrap(), socket: PacketSocket::open(ifindex).unwrap() }
+        Self {
+            area: Area::new(256, 2048).unwrap(),
+            socket: PacketSocket::open(ifindex, Take::All).unwrap(),
+        }
     }
 
     /// Waits for one frame, and gives its bytes.
@@ -99,7 +102,7 @@ fn an_area_without_free_chunks_receives_nothing_and_loses_nothing() {
     in_namespace(|| {
         let (a0, a1) = veth("a0", "a1");
         let mut source = Injector::open(a0);
-        let mut socket = PacketSocket::open(a1).unwrap();
+        let mut socket = PacketSocket::open(a1, Take::All).unwrap();
         let mut area = Area::new(2, 2048).unwrap();
         (0..3).for_each(|number| source.send(&numbered(number)));
         let mut frames = Vec::new();
@@ -268,7 +271,7 @@ fn a_device_that_goes_down_or_vanishes_loses_frames_and_nothing_else() {
 fn a_device_that_is_not_there_can_not_be_opened() {
     in_namespace(|| {
         for ifindex in [9999, u32::MAX] {
-            let error = PacketSocket::open(ifindex).unwrap_err();
+            let error = PacketSocket::open(ifindex, Take::All).unwrap_err();
             assert!(matches!(error, PacketError::NoDevice { .. }), "{error}");
         }
     });
