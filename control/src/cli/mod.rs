@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand, ValueEnum};
 
 mod check;
+mod demo;
 mod explain;
 mod offline;
 mod run;
@@ -28,6 +29,8 @@ pub struct Cli {
 enum Command {
     /// Run the node daemon
     Run(run::RunArgs),
+    /// Build two small clusters on this machine, join them, and show what passes and what is denied
+    Demo(demo::DemoArgs),
     /// Validate a configuration and the manifests that it names, and test expected verdicts
     Check(check::CheckArgs),
     /// Show what the daemon of this node is doing
@@ -64,6 +67,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let outcome = match cli.command {
         Command::Run(args) => run::main(&args),
+        Command::Demo(args) => demo::main(&args),
         Command::Check(args) => check::main(&args),
         Command::Status(args) => status::main(&args),
         Command::Explain(args) => explain::main(&args),
