@@ -5,10 +5,11 @@ mod support;
 use std::net::UdpSocket;
 use std::os::fd::AsRawFd;
 
+use support::frames::*;
 use support::*;
 use tieline_xsk::area::{Area, Descriptor};
 use tieline_xsk::device;
-use tieline_xsk::packet::{PacketError, PacketSocket, SinkError, UdpSink};
+use tieline_xsk::packet::{PacketError, PacketSocket, SinkError, Take, UdpSink};
 
 /// A packet socket with an area.
 struct Port {
@@ -18,7 +19,14 @@ struct Port {
 
 impl Port {
     fn open(ifindex: u32) -> Self {
-        Self { area: Area::new(256, 2048).unwrap(), socket: PacketSocket::open(ifindex).unwrap() }
+        Self::taking(ifindex, Take::All)
+    }
+
+    fn taking(ifindex: u32, take: Take) -> Self {
+        Self {
+            area: Area::new(256, 2048).unwrap(),
+            socket: PacketSocket::open(ifindex, take).unwrap(),
+        }
     }
 
     /// Waits for one frame, and gives its bytes.
@@ -99,7 +107,7 @@ fn an_area_without_free_chunks_receives_nothing_and_loses_nothing() {
     in_namespace(|| {
         let (a0, a1) = veth("a0", "a1");
         let mut source = Injector::open(a0);
-        let mut socket = PacketSocket::open(a1).unwrap();
+        let mut socket = PacketSocket::open(a1, Take::All).unwrap();
         let mut area = Area::new(2, 2048).unwrap();
         (0..3).for_each(|number| source.send(&numbered(number)));
         let mut frames = Vec::new();
@@ -212,6 +220,43 @@ fn frames_with_a_vlan_tag_are_ignored() {
 }
 
 #[test]
+fn a_socket_for_one_port_takes_nothing_else() {
+    in_namespace(|| {
+        let (a0, a1) = veth("a0", "a1");
+        let mut source = Injector::open(a0);
+        let mut port = Port::taking(a1, Take::UdpTo(4789));
+        let mut tagged = GOOD.frame();
+        tagged.splice(12..12, [0x81, 0, 0, 5]);
+        let ignored = [
+            V4 { port: 53, ..GOOD }.frame(),
+            V4 { port: 53, options: 40, ..GOOD }.frame(),
+            V4 { protocol: 6, ..GOOD }.frame(),
+            V4 { flags_and_offset: 0x2000, ..GOOD }.frame(),
+            V4 { flags_and_offset: 1, ..GOOD }.frame(),
+            v6(6, 17, PEER6, OWN6, 53),
+            v6(6, 6, PEER6, OWN6, 4789),
+            v6_extension(0),
+            numbered(1).to_vec(),
+            GOOD.frame()[..36].to_vec(),
+            tagged,
+        ];
+        let taken = [
+            GOOD.frame(),
+            V4 { options: 40, ..GOOD }.frame(),
+            V4 { flags_and_offset: 0, ..GOOD }.frame(),
+            v6(6, 17, PEER6, OWN6, 4789),
+        ];
+        for frame in &taken {
+            ignored.iter().for_each(|frame| source.send(frame));
+            source.send(frame);
+            assert_eq!(port.one(), *frame);
+        }
+        assert_eq!(port.socket.statistics().received, 4);
+        port.assert_even();
+    });
+}
+
+#[test]
 fn frames_that_can_not_be_sent_are_refused_and_the_rest_goes_on() {
     in_namespace(|| {
         let (a0, a1) = veth("a0", "a1");
@@ -268,7 +313,7 @@ fn a_device_that_goes_down_or_vanishes_loses_frames_and_nothing_else() {
 fn a_device_that_is_not_there_can_not_be_opened() {
     in_namespace(|| {
         for ifindex in [9999, u32::MAX] {
-            let error = PacketSocket::open(ifindex).unwrap_err();
+            let error = PacketSocket::open(ifindex, Take::All).unwrap_err();
             assert!(matches!(error, PacketError::NoDevice { .. }), "{error}");
         }
     });
