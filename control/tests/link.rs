@@ -179,6 +179,8 @@ fn creates_adopts_and_removes_the_gateway() {
     node.ip("link set tieline1 address 02:00:00:00:00:99");
     node.ip("address add 10.9.9.9/24 dev tieline0");
     node.set("ipv4/conf/tieline0/rp_filter", "1");
+    node.set("ipv4/ip_forward", "1");
+    node.set("ipv4/conf/tieline0/forwarding", "0");
     let second = node.run(async || {
         let mut netlink = Netlink::open().unwrap();
         let gateway = netlink.ensure_gateway(&spec).await.unwrap();
@@ -195,6 +197,7 @@ fn creates_adopts_and_removes_the_gateway() {
     let addresses = node.ip("address show dev tieline0");
     assert!(addresses.contains("mtu 1450") && !addresses.contains("10.9.9.9"), "{addresses}");
     assert_eq!(node.get("ipv4/conf/tieline0/rp_filter"), "2");
+    assert_eq!(node.get("ipv4/conf/tieline0/forwarding"), "1");
     assert_eq!(node.ip("neighbor show dev tieline0 nud permanent").lines().count(), 2);
 
     // Another number of queues needs another pair.
@@ -422,6 +425,7 @@ fn underlay(name: &str) -> (Space, Space, Space) {
     router.ip("address add fd00:2::1/64 dev to-node nodad");
     node.ip("route add 203.0.113.0/24 via 192.0.2.1");
     node.ip("-6 route add fd00:3::/64 via fd00:2::1");
+    node.ip("route add 203.0.115.0/24 via inet6 fd00:2::1 dev eth0");
     near.ip("address add 198.51.100.20/24 dev eth0");
     (node, router, near)
 }
@@ -443,8 +447,8 @@ fn finds_next_hops_and_follows_them() {
         assert_eq!((device.name.as_str(), device.mtu, device.running), ("eth0", 1500, true));
         assert_eq!((&device.addresses, underlay.mtu()), (&own(), Some(1500)));
 
-        // Beyond a gateway and on the link, both families.
-        let vteps = ["203.0.113.7", "fd00:3::7", "192.0.2.1", "fd00:2::1"];
+        // Beyond a gateway, also one of the other family, and on the link.
+        let vteps = ["203.0.113.7", "fd00:3::7", "203.0.115.7", "192.0.2.1", "fd00:2::1"];
         let found = adjacencies(&mut netlink, &vteps, all_resolved).await;
         for (vtep, adjacency) in &found {
             let expected = Adjacency::Resolved {

@@ -18,7 +18,7 @@ pub mod encap;
 pub mod enforce;
 pub mod flow;
 pub mod frame;
-mod hint;
+pub mod hint;
 pub mod outer;
 pub mod port;
 pub mod publish;

@@ -4,7 +4,7 @@
 //! only leads to a comparison, so that lost, doubled and misleading events do
 //! no harm, and writing the same again is no change. A Kubernetes ConfigMap is
 //! a directory whose `..data` symlink is swapped, so it is always directories
-//! that are watched ([`place`]), also for a file; and those that are gone,
+//! that are watched (`place`), also for a file; and those that are gone,
 //! come back, or can't be watched at all are looked at every [`POLL`].
 //!
 //! Must not know: what the content means. Start reading at [`Watch::start`].

@@ -13,6 +13,7 @@ mod check;
 mod demo;
 mod explain;
 mod offline;
+mod replay;
 mod run;
 mod status;
 mod text;
@@ -33,6 +34,8 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Validate a configuration and the manifests that it names, and test expected verdicts
     Check(check::CheckArgs),
+    /// Run captures through the packet path, without any device
+    Replay(replay::ReplayArgs),
     /// Show what the daemon of this node is doing
     Status(status::StatusArgs),
     /// Say why a connection is allowed or denied
@@ -69,6 +72,7 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::main(&args),
         Command::Demo(args) => demo::main(&args),
         Command::Check(args) => check::main(&args),
+        Command::Replay(args) => replay::main(&args),
         Command::Status(args) => status::main(&args),
         Command::Explain(args) => explain::main(&args),
     };

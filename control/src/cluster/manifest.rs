@@ -43,6 +43,9 @@ pub enum ManifestError {
         /// The parser's words, with line and column.
         reason: String,
     },
+    /// A pipe, a device or the like.
+    #[error("is no regular file; move it elsewhere")]
+    NoFile,
     /// It can't be read from disk.
     #[error("can't be read: {reason}; check its permissions")]
     Unreadable {

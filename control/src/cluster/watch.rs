@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant, SystemTime};
 
-use notify::event::{AccessKind, AccessMode};
+use notify::event::{AccessKind, AccessMode, ModifyKind};
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 
@@ -30,10 +30,10 @@ use crate::state::ClusterId;
 
 /// How long it must be quiet after a change before the directory is read.
 const QUIET: Duration = Duration::from_millis(3);
-/// How long a file that was written to but not closed is waited for.
-const OPEN_WRITER: Duration = Duration::from_millis(50);
-/// A change is not put off for longer than this.
+/// Changes that go on and on are not put off for longer than this.
 const LONGEST_WAIT: Duration = Duration::from_millis(200);
+/// A file that is written to and not closed is not waited for longer than this.
+const OPEN_WRITER: Duration = Duration::from_secs(1);
 /// How often the directory is looked at without any notification.
 const POLL: Duration = Duration::from_secs(2);
 /// File systems stamp changes coarsely: what was changed this shortly before
@@ -188,11 +188,15 @@ fn wait(woken: &Receiver<Wake>) -> bool {
             }
         }
         let first = *first.get_or_insert_with(Instant::now);
-        let left = LONGEST_WAIT.saturating_sub(first.elapsed());
+        let (limit, quiet) = match open.is_empty() {
+            true => (LONGEST_WAIT, QUIET),
+            false => (OPEN_WRITER, OPEN_WRITER),
+        };
+        let left = limit.saturating_sub(first.elapsed());
         if left.is_zero() {
             return true;
         }
-        pause = left.min(if open.is_empty() { QUIET } else { OPEN_WRITER });
+        pause = left.min(quiet);
     }
 }
 
@@ -241,10 +245,16 @@ fn wake(event: notify::Result<notify::Event>) -> Option<Wake> {
     let writing = match event.kind {
         EventKind::Access(AccessKind::Close(AccessMode::Write)) => Writing::Ended,
         EventKind::Access(_) => return None,
-        EventKind::Modify(notify::event::ModifyKind::Data(_)) => Writing::Goes,
-        _ => Writing::Ended,
+        EventKind::Modify(ModifyKind::Data(_)) => Writing::Goes,
+        // Names come and go, of directories and of the link `..data` too.
+        _ => return Some(Wake::Changed(event.paths, Writing::Ended)),
     };
-    Some(Wake::Changed(event.paths, writing))
+    // An editor's hidden file may be written to and stay open for hours.
+    let manifest = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str());
+        name.is_some_and(|name| !name.starts_with('.') && is_manifest(name))
+    };
+    event.paths.iter().any(manifest).then_some(Wake::Changed(event.paths, writing))
 }
 
 /// Reads a directory, and of files that are as they were only that.
@@ -316,8 +326,7 @@ impl Scanner {
             Err(error) => return unreadable(error),
         };
         if !metadata.is_file() {
-            let reason = "is no regular file".to_owned();
-            return Some(Content::Unreadable(ManifestError::Unreadable { reason }));
+            return Some(Content::Unreadable(ManifestError::NoFile));
         }
         let stamp = Stamp::new(&metadata);
         let before = self.known.get(name);

@@ -71,7 +71,7 @@ impl FederationConfig {
         }
     }
 
-    /// The way to a cluster, or what is missing for it.
+    /// The way to a cluster's directory, or what is missing for it.
     fn open(&self, cluster: &ClusterId) -> Result<Opened, String> {
         let Some(directory) = self.origin(cluster) else {
             return Err(format!(
@@ -90,6 +90,7 @@ struct Member {
     origin: Result<String, String>,
     feed: Option<Feed>,
     state: RemoteState,
+    counts: Counts,
     since: Instant,
 }
 
@@ -97,7 +98,8 @@ impl Member {
     fn new(opened: Result<Opened, String>, now: Instant) -> Self {
         let (origin, feed) = started(opened);
         let state = RemoteState::Connecting;
-        Self { remote: Remote::default(), origin, feed, state, since: now }
+        let remote = Remote::default();
+        Self { remote, origin, feed, state, counts: Counts::Nothing, since: now }
     }
 
     fn replace(&mut self, opened: Result<Opened, String>) {
@@ -137,9 +139,13 @@ fn started(opened: Result<Opened, String>) -> (Result<String, String>, Option<Fe
     }
 }
 
+/// How clusters are reached.
+type Open = Box<dyn Fn(&FederationConfig, &ClusterId) -> Result<Opened, String> + Send>;
+
 /// The clusters.
 pub struct Federation {
     config: FederationConfig,
+    open: Open,
     local: Member,
     remotes: BTreeMap<Arc<str>, Member>,
     started: Instant,
@@ -148,12 +154,17 @@ pub struct Federation {
 }
 
 impl Federation {
-    /// Starts reading the local cluster.
+    /// Starts reading the local cluster from its directory.
     pub fn new(config: FederationConfig) -> Self {
+        Self::with_sources(config, Box::new(FederationConfig::open))
+    }
+
+    fn with_sources(config: FederationConfig, open: Open) -> Self {
         let now = Instant::now();
         Self {
-            local: Member::new(config.open(&ClusterId::Local), now),
+            local: Member::new(open(&config, &ClusterId::Local), now),
             config,
+            open,
             remotes: BTreeMap::new(),
             started: now,
             world: None,
@@ -188,12 +199,12 @@ impl Federation {
     pub fn reconfigure(&mut self, config: FederationConfig) {
         let old = std::mem::replace(&mut self.config, config);
         if old.origin(&ClusterId::Local) != self.config.origin(&ClusterId::Local) {
-            self.local.replace(self.config.open(&ClusterId::Local));
+            self.local.replace((self.open)(&self.config, &ClusterId::Local));
         }
         for (name, member) in &mut self.remotes {
             let cluster = ClusterId::Remote(name.clone());
             if old.origin(&cluster) != self.config.origin(&cluster) {
-                member.replace(self.config.open(&cluster));
+                member.replace((self.open)(&self.config, &cluster));
             }
         }
     }
@@ -284,6 +295,10 @@ impl Federation {
             };
             changed |= member.state != state;
             member.enter(state, now);
+            member.counts = match state {
+                RemoteState::ConfigIncomplete | RemoteState::Failed => Counts::Nothing,
+                _ => member.remote.counts(self.config.stale, now),
+            };
         }
         let conditions = self.gather(&refused);
         let world = self.build(now)?;
@@ -307,7 +322,7 @@ impl Federation {
         for name in wanted.keys() {
             let name: Arc<str> = name.as_str().into();
             if !self.remotes.contains_key(&name) {
-                let opened = self.config.open(&ClusterId::Remote(name.clone()));
+                let opened = (self.open)(&self.config, &ClusterId::Remote(name.clone()));
                 self.remotes.insert(name, Member::new(opened, now));
             }
         }
@@ -367,9 +382,12 @@ impl Federation {
                 (Ok(_), None) => member.remote.error.as_ref(),
             };
             let Some(reason) = reason else { continue };
-            let (severity, consequence) = match member.state {
-                RemoteState::Stale => (Severity::Warning, "what was last known stays in force"),
-                _ => (Severity::Error, "nothing of it is in force"),
+            let (severity, consequence) = match member.counts {
+                Counts::All => (Severity::Warning, "what was last known stays in force"),
+                Counts::Routes => {
+                    (Severity::Error, "its routes stay in force, its identities don't")
+                }
+                Counts::Nothing => (Severity::Error, "nothing of it is in force"),
             };
             all.push(condition(severity, object, format!("{reason}; {consequence}")));
         }
@@ -388,12 +406,8 @@ impl Federation {
         }
         let mut remotes = BTreeMap::new();
         for (name, member) in &mut self.remotes {
-            let counts = match member.state {
-                RemoteState::ConfigIncomplete | RemoteState::Failed => Counts::Nothing,
-                _ => member.remote.counts(self.config.stale, now),
-            };
             let overlay = local.remotes.get(&**name).is_some_and(|rcc| rcc.overlay);
-            if let Some(objects) = member.remote.objects(counts) {
+            if let Some(objects) = member.remote.objects(member.counts) {
                 remotes.insert(name.clone(), RemoteCluster { overlay, objects });
             }
         }
@@ -426,3 +440,6 @@ fn same(a: &World, b: &World) -> bool {
             a_name == b_name && a.overlay == b.overlay && shared(&a.objects, &b.objects)
         })
 }
+
+#[cfg(test)]
+mod tests;

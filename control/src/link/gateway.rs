@@ -200,6 +200,10 @@ fn settings(spec: &GatewaySpec) -> Result<(), LinkError> {
     // a remote's range may be routed elsewhere for a moment.
     sysctl::ensure(&format!("ipv4/conf/{device}/rp_filter"), "2")?;
     sysctl::ensure(&format!("ipv4/conf/{device}/send_redirects"), "0")?;
+    // A node that forwards may still have new devices that don't.
+    if sysctl::read("ipv4/ip_forward").as_deref() == Some("1") {
+        sysctl::ensure(&format!("ipv4/conf/{device}/forwarding"), "1")?;
+    }
     if sysctl::has_ipv6() {
         sysctl::ensure(&format!("ipv6/conf/{peer}/disable_ipv6"), "1")?;
         for (name, value) in [

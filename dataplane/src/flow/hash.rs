@@ -12,7 +12,7 @@
 
 use std::hash::BuildHasher;
 
-use super::FlowKey;
+use crate::addr::Addr;
 
 /// A key, and with it one of many hashes.
 #[derive(Clone)]
@@ -33,12 +33,14 @@ impl FlowHasher {
         Self { key: std::array::from_fn(|at| spread(seed.wrapping_add(at as u64 + 1))) }
     }
 
+    /// Hash of two addresses and the numbers that belong to them. Whoever wants
+    /// the same for both directions gives the addresses in one order.
     #[inline]
-    pub(super) fn hash(&self, key: &FlowKey) -> u64 {
-        let (low, high) = (key.low.bits(), key.high.bits());
+    pub fn hash(&self, low: Addr, high: Addr, numbers: u64) -> u64 {
+        let (low, high) = (low.bits(), high.bits());
         let low = fold((low >> 64) as u64 ^ self.key[0], low as u64 ^ self.key[1]);
         let high = fold((high >> 64) as u64 ^ self.key[2], high as u64 ^ self.key[3]);
-        fold(low ^ key.tuple ^ self.key[4], high ^ self.key[5])
+        fold(low ^ numbers ^ self.key[4], high ^ self.key[5])
     }
 }
 
@@ -67,23 +69,19 @@ impl std::fmt::Debug for FlowHasher {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::addr::Addr;
 
-    fn key(number: u32) -> FlowKey {
-        FlowKey {
-            low: Addr::from_v4_bytes([10, 0, 0, 1]),
-            high: Addr::from_v4_bytes((0x0a80_0000 | number >> 8).to_be_bytes()),
-            tuple: u64::from(number & 0xff) << 48 | 80 << 32 | 6 << 24 | 4096,
-            fragment: false,
-        }
+    fn hash(hasher: &FlowHasher, number: u32) -> u64 {
+        let low = Addr::from_v4_bytes([10, 0, 0, 1]);
+        let high = Addr::from_v4_bytes((0x0a80_0000 | number >> 8).to_be_bytes());
+        hasher.hash(low, high, u64::from(number & 0xff) << 48 | 80 << 32 | 6 << 24 | 4096)
     }
 
     #[test]
     fn keys_differ_and_seeds_repeat() {
         let one = FlowHasher::from_seed(1);
-        assert_eq!(one.hash(&key(7)), FlowHasher::from_seed(1).hash(&key(7)));
-        assert_ne!(one.hash(&key(7)), FlowHasher::from_seed(2).hash(&key(7)));
-        assert_ne!(FlowHasher::random().hash(&key(7)), FlowHasher::random().hash(&key(7)));
+        assert_eq!(hash(&one, 7), hash(&FlowHasher::from_seed(1), 7));
+        assert_ne!(hash(&one, 7), hash(&FlowHasher::from_seed(2), 7));
+        assert_ne!(hash(&FlowHasher::random(), 7), hash(&FlowHasher::random(), 7));
     }
 
     /// Names as alike as those of a busy service fill buckets as evenly as
@@ -98,7 +96,7 @@ mod tests {
             for shift in [0, 40, 48] {
                 let mut counts = [0u32; BUCKETS];
                 for number in 0..NAMES {
-                    counts[(hasher.hash(&key(number)) >> shift) as usize % BUCKETS] += 1;
+                    counts[(hash(&hasher, number) >> shift) as usize % BUCKETS] += 1;
                 }
                 let square = |count: &u32| (f64::from(*count) - 64.0).powi(2) / 64.0;
                 let chi: f64 = counts.iter().map(square).sum();

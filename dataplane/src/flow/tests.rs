@@ -33,7 +33,7 @@ mod plain {
             tuple: u64::from(number) << 48 | 80 << 32 | protocol << 24 | 4096,
             fragment: false,
         };
-        let hash = table.hasher().hash(&key);
+        let hash = table.hasher().hash(key.low, key.high, key.tuple);
         FlowTuple { key, from_low: true, hash }
     }
 

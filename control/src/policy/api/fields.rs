@@ -46,7 +46,8 @@ pub(super) fn quoted(text: &str) -> String {
     if start.len() < text.len() { format!("{start:?}...") } else { format!("{start:?}") }
 }
 
-fn describe(value: &Value) -> Cow<'static, str> {
+/// A value for a message.
+pub(super) fn describe(value: &Value) -> Cow<'static, str> {
     match value {
         Value::Null => "null".into(),
         Value::Bool(value) => format!("{value}").into(),

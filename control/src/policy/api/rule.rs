@@ -4,7 +4,7 @@ use serde_json::Value;
 use tieline_dataplane::addr::Prefix;
 
 use super::ApiError;
-use super::fields::{Object, Result, choice, integer, quoted, strict_net, string};
+use super::fields::{Object, Result, choice, describe, integer, quoted, strict_net, string};
 use super::meta::is_subdomain;
 use crate::policy::model::{Action, Icmp, PortMatch};
 use crate::policy::selector::Selector;
@@ -176,7 +176,7 @@ fn family(value: &Value) -> Result<Family> {
     match value.as_i64() {
         Some(4) => Ok(Family::V4),
         Some(6) => Ok(Family::V6),
-        _ => Err(ApiError::new(format!("{value} is not one of 4, 6"))),
+        _ => Err(ApiError::new(format!("{} is not one of the numbers 4, 6", describe(value)))),
     }
 }
 

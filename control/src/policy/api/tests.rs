@@ -1096,3 +1096,95 @@ fn messages_give_the_remedy() {
          'contains', 'starts with' or 'ends with' after the label should be at offset 4"
     );
 }
+
+/// Good objects of every kind, to break.
+fn good_objects() -> Vec<(PolicyKind, Value)> {
+    let rule = "{action: Allow, ipVersion: 4, protocol: TCP, notProtocol: 17, source: {nets: \
+                [10.0.0.0/8], notNets: [10.1.0.0/16], selector: 'has(a)', notSelector: 'has(b)', \
+                namespaceSelector: 'all()', serviceAccounts: {names: [a], selector: 'has(c)'}, \
+                ports: [1, '2:3', web], notPorts: [4]}, http: {methods: [GET], paths: [{exact: /a}]}}";
+    let peers = "[{podSelector: {matchExpressions: [{key: a, operator: In, values: [x]}]}}, \
+                 {ipBlock: {cidr: 10.0.0.0/8, except: [10.1.0.0/16]}}]";
+    let ports = "[{port: 80, endPort: 90, protocol: TCP}, {port: web}]";
+    [
+        ("tier", "{order: 5, defaultAction: Pass}".to_owned()),
+        (
+            "np",
+            format!(
+                "{{tier: t, order: 1, types: [Ingress], selector: 'has(a)', ingress: [{rule}]}}"
+            ),
+        ),
+        ("gnp", format!("{{doNotTrack: true, applyOnForward: true, ingress: [{rule}]}}")),
+        ("sgnp", "{stagedAction: Delete, tier: t}".to_owned()),
+        ("gns", "{nets: [10.0.0.0/8]}".to_owned()),
+        ("knp", format!("{{policyTypes: [Egress], egress: [{{to: {peers}, ports: {ports}}}]}}")),
+        (
+            "cnp",
+            "{tier: Admin, priority: 1, subject: {pods: {podSelector: {matchLabels: {a: b}}}}, \
+              egress: [{action: Deny, to: [{networks: [10.0.0.0/8]}, {namespaces: {}}], \
+              protocols: [{tcp: {destinationPort: {range: {start: 1, end: 2}}}}]}]}"
+                .to_owned(),
+        ),
+    ]
+    .into_iter()
+    .map(|(short, spec)| (kind(short), with_spec(short, &spec)))
+    .collect()
+}
+
+/// Every place in a value, as a JSON pointer.
+fn places(value: &Value, at: &str, out: &mut Vec<String>) {
+    out.push(at.to_owned());
+    match value {
+        Value::Object(map) => {
+            for (key, value) in map {
+                let key = key.replace('~', "~0").replace('/', "~1");
+                places(value, &format!("{at}/{key}"), out);
+            }
+        }
+        Value::Array(list) => {
+            for (place, value) in list.iter().enumerate() {
+                places(value, &format!("{at}/{place}"), out);
+            }
+        }
+        _ => {}
+    }
+}
+
+fn wrong_values() -> Vec<Value> {
+    vec![
+        json!({}),
+        json!([]),
+        json!([[]]),
+        json!({"": 1}),
+        json!(-1),
+        json!(1e300),
+        json!(u64::MAX),
+        json!(true),
+        json!("\u{0}é\n"),
+        json!("a".repeat(5000)),
+        json!(["10.0.0.0/8", 5]),
+    ]
+}
+
+#[test]
+fn no_wrong_value_panics_or_is_refused_elsewhere() {
+    let mut refusals = 0;
+    for (kind, good) in good_objects() {
+        assert!(parse(kind, &good).is_ok(), "{kind}: {:?}", parse(kind, &good));
+        let mut all = Vec::new();
+        places(&good, "", &mut all);
+        for place in all {
+            for wrong in wrong_values() {
+                let mut broken = good.clone();
+                *broken.pointer_mut(&place).unwrap() = wrong;
+                if let Err(error) = parse(kind, &broken) {
+                    assert!(error.to_string().len() < 500, "{error}");
+                    let top = place.split('/').nth(1).unwrap_or_default();
+                    assert!(error.field.starts_with(top), "{place}: {error}");
+                    refusals += 1;
+                }
+            }
+        }
+    }
+    assert!(refusals > 1000, "{refusals}");
+}

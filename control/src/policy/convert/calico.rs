@@ -1,7 +1,7 @@
 //! Calico's own policies.
 
 use super::{
-    Converted, NAMESPACE, Notes, OF_SERVICE_ACCOUNT, SERVICE_ACCOUNT, in_namespaces, is_shown,
+    NAMESPACE, Notes, OF_SERVICE_ACCOUNT, Placed, SERVICE_ACCOUNT, in_namespaces, is_shown,
     note_unused, set_families,
 };
 use crate::policy::api::{self, PolicyKind, PolicyType};
@@ -14,7 +14,7 @@ pub(super) fn policy(
     name: &ObjectName,
     policy: &api::Policy,
     notes: &mut Notes<'_>,
-) -> Option<Converted> {
+) -> Option<Placed> {
     let source = match kind {
         PolicyKind::GlobalNetworkPolicy => PolicySource::GlobalNetworkPolicy,
         PolicyKind::StagedNetworkPolicy => PolicySource::StagedNetworkPolicy,
@@ -45,7 +45,7 @@ pub(super) fn policy(
         ingress: ingress.then(|| rules("ingress", &policy.ingress)),
         egress: egress.then(|| rules("egress", &policy.egress)),
     };
-    Some(Converted::new(kind, policy.tier.clone(), policy.order, converted))
+    Some(Placed::new(policy.tier.clone(), policy.order, converted))
 }
 
 /// Policies before connection tracking or address translation are for host
@@ -119,6 +119,12 @@ fn rule(rule: &api::Rule, namespace: Option<&str>, at: &str, notes: &mut Notes<'
         destination: entity("destination", &rule.destination),
     };
     set_families(&mut converted, rule.family);
+    if !converted.v4 && !converted.v6 {
+        notes.warn(format!(
+            "{at}: matches nothing, because its protocol and its networks are of different IP \
+             versions; correct one of them"
+        ));
+    }
     converted
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{
-    Converted, NAMESPACE, Notes, ORCHESTRATOR, in_namespaces, is_shown, note_unused, set_families,
+    NAMESPACE, Notes, ORCHESTRATOR, Placed, in_namespaces, is_shown, note_unused, set_families,
 };
 use crate::policy::api::{
     self, ClusterPeer, ClusterTier, KubernetesPeer, PolicyKind, PolicyType, Subject,
@@ -20,7 +20,7 @@ pub(super) fn policy(
     name: &ObjectName,
     policy: &api::KubernetesPolicy,
     notes: &mut Notes<'_>,
-) -> Option<Converted> {
+) -> Option<Placed> {
     if !is_shown(policy.staged_action, notes) {
         return None;
     }
@@ -46,7 +46,7 @@ pub(super) fn policy(
         ingress: ingress.then(|| rules(&policy.ingress, false)),
         egress: egress.then(|| rules(&policy.egress, true)),
     };
-    Some(Converted::new(kind, "default".to_owned(), Some(ORDER), converted))
+    Some(Placed::new("default".to_owned(), Some(ORDER), converted))
 }
 
 /// Kubernetes' pods, of which Calico's selectors see more than pods.
@@ -161,7 +161,7 @@ pub(super) fn cluster_policy(
     name: &ObjectName,
     policy: &api::ClusterPolicy,
     notes: &mut Notes<'_>,
-) -> Converted {
+) -> Placed {
     let tier = match policy.tier {
         ClusterTier::Admin => "kube-admin",
         ClusterTier::Baseline => "kube-baseline",
@@ -188,7 +188,7 @@ pub(super) fn cluster_policy(
         egress: rules("egress", &policy.egress),
     };
     let order = Some(f64::from(policy.priority));
-    Converted::new(PolicyKind::ClusterNetworkPolicy, tier.to_owned(), order, converted)
+    Placed::new(tier.to_owned(), order, converted)
 }
 
 /// `at` is the rule's path.

@@ -38,34 +38,171 @@ const OF_SERVICE_ACCOUNT: &str = "pcsa.";
 
 /// The policies of the local cluster, in order of precedence.
 pub fn policy_set(local: &ClusterObjects) -> PolicySet {
-    let mut converted: Vec<Converted> = Vec::new();
-    let mut conditions = Vec::new();
-    for ((kind, name), object) in &local.policy.0 {
-        let notes = &mut Notes { kind: *kind, name, conditions: &mut conditions };
-        converted.extend(convert(*kind, name, object, notes));
-    }
-    let services = services(&local.policy, &converted);
-    let tiers = tiers(&local.policy, converted, &mut conditions);
-    PolicySet { tiers, services, conditions }
+    Arc::unwrap_or_clone(Converter::default().policy_set(local))
+}
+
+/// Converts again only what has changed since the last time. What it returns
+/// depends on the objects alone; that unchanged policies, and a whole set
+/// without a change, are the same allocation is for whoever works on from them.
+#[derive(Debug, Default)]
+pub struct Converter {
+    entries: BTreeMap<(PolicyKind, ObjectName), Entry>,
+    set: Arc<PolicySet>,
+}
+
+/// An object and what became of it.
+#[derive(Debug)]
+struct Entry {
+    object: Arc<PolicyObject>,
+    policy: Option<Placed>,
+    conditions: Vec<Condition>,
 }
 
 /// A policy and its place.
-struct Converted {
-    kind: PolicyKind,
+#[derive(Debug)]
+struct Placed {
     tier: String,
     /// Infinite when the policy gives none.
     order: f64,
     /// What decides between equal orders.
     tie: String,
-    policy: Policy,
+    policy: Arc<Policy>,
 }
 
-impl Converted {
-    fn new(kind: PolicyKind, tier: String, order: Option<f64>, policy: Policy) -> Self {
+impl Converter {
+    /// The policies of the local cluster, in order of precedence.
+    pub fn policy_set(&mut self, local: &ClusterObjects) -> Arc<PolicySet> {
+        if self.take_over(&local.policy) || self.set.tiers.is_empty() {
+            self.set = Arc::new(self.assemble());
+        }
+        self.set.clone()
+    }
+
+    /// Brings the entries up to date; whether any of them changed.
+    fn take_over(&mut self, objects: &PolicyObjects) -> bool {
+        let unchanged = self.entries.len() == objects.0.len()
+            && self.entries.iter().zip(&objects.0).all(|((known, entry), (key, object))| {
+                Arc::ptr_eq(&entry.object, object) && known == key
+            });
+        if unchanged {
+            return false;
+        }
+        // Both maps are in the same order: one walk over the two.
+        let mut known = std::mem::take(&mut self.entries).into_iter().peekable();
+        let entries = objects.0.iter().map(|(key, object)| {
+            while known.next_if(|(known, _)| known < key).is_some() {}
+            match known.next_if(|(known, _)| known == key) {
+                Some((key, entry)) if Arc::ptr_eq(&entry.object, object) => (key, entry),
+                _ => (key.clone(), Entry::new(key.0, &key.1, object.clone())),
+            }
+        });
+        self.entries = entries.collect();
+        true
+    }
+
+    fn assemble(&self) -> PolicySet {
+        let mut conditions: Vec<_> =
+            self.entries.values().flat_map(|entry| &entry.conditions).cloned().collect();
+        let services = self.services();
+        PolicySet { tiers: self.tiers(&mut conditions), services, conditions }
+    }
+
+    /// Tiers that exist by order and name, then those that policies only name.
+    fn tiers(&self, conditions: &mut Vec<Condition>) -> Vec<Tier> {
+        let mut known: BTreeMap<&str, (f64, TierAction)> =
+            BUILT_IN_TIERS.iter().map(|(name, order, action)| (*name, (*order, *action))).collect();
+        let mut members: BTreeMap<&str, Vec<&Placed>> = BTreeMap::new();
+        for ((_, name), entry) in &self.entries {
+            if let PolicyObject::Tier(tier) = &*entry.object {
+                let built_in = known.get(name.name.as_str()).map(|(_, action)| *action);
+                let action = tier.default_action.or(built_in).unwrap_or(TierAction::Deny);
+                known.insert(&name.name, (sortable(tier.order), action));
+            }
+            if let Some(placed) = &entry.policy {
+                members.entry(&placed.tier).or_default().push(placed);
+            }
+        }
+        for ((kind, name), entry) in &self.entries {
+            if let Some(placed) = &entry.policy
+                && !known.contains_key(placed.tier.as_str())
+            {
+                Notes { kind: *kind, name, conditions }.warn(format!(
+                    "spec.tier: there is no tier {}: the policy counts after all other tiers, and \
+                     what none of its rules decides is denied; create the tier",
+                    placed.tier
+                ));
+            }
+        }
+        let mut order: Vec<_> =
+            known.into_iter().map(|(name, (order, action))| (order, name, action)).collect();
+        order.sort_by(|a, b| a.0.total_cmp(&b.0).then_with(|| a.1.cmp(b.1)));
+        let mut tiers = Vec::with_capacity(order.len());
+        for (_, name, action) in order {
+            tiers.push(tier(name, action, members.remove(name).unwrap_or_default()));
+        }
+        tiers.extend(members.into_iter().map(|(name, of)| tier(name, TierAction::Deny, of)));
+        tiers
+    }
+
+    /// The endpoints of the services that rules name, ready or not.
+    fn services(&self) -> BTreeMap<ObjectName, Vec<ServiceEndpoint>> {
+        let mut services: BTreeMap<ObjectName, BTreeSet<ServiceEndpoint>> = self
+            .entries
+            .values()
+            .filter_map(|entry| entry.policy.as_ref())
+            .flat_map(|placed| [&placed.policy.ingress, &placed.policy.egress])
+            .flatten()
+            .flatten()
+            .flat_map(|rule| [&rule.source.service, &rule.destination.service])
+            .flatten()
+            .filter(|name| !name.namespace.is_empty())
+            .map(|name| (name.clone(), BTreeSet::new()))
+            .collect();
+        if services.is_empty() {
+            return BTreeMap::new();
+        }
+        for ((_, name), entry) in &self.entries {
+            let PolicyObject::EndpointSlice(slice) = &*entry.object else { continue };
+            let Some(service) = &slice.service else { continue };
+            let service = ObjectName { namespace: name.namespace.clone(), name: service.clone() };
+            if let Some(endpoints) = services.get_mut(&service) {
+                add_endpoints(slice, endpoints);
+            }
+        }
+        services.into_iter().map(|(name, of)| (name, of.into_iter().collect())).collect()
+    }
+}
+
+impl Entry {
+    fn new(kind: PolicyKind, name: &ObjectName, object: Arc<PolicyObject>) -> Self {
+        let mut conditions = Vec::new();
+        let notes = &mut Notes { kind, name, conditions: &mut conditions };
+        let policy = match &*object {
+            PolicyObject::Policy(policy) => calico::policy(kind, name, policy, notes),
+            PolicyObject::KubernetesPolicy(policy) => kubernetes::policy(kind, name, policy, notes),
+            PolicyObject::ClusterPolicy(policy) => {
+                Some(kubernetes::cluster_policy(name, policy, notes))
+            }
+            PolicyObject::Tier(_)
+            | PolicyObject::NetworkSet(_)
+            | PolicyObject::EndpointSlice(_) => None,
+        };
+        Self { object, policy, conditions }
+    }
+}
+
+impl Placed {
+    fn new(tier: String, order: Option<f64>, policy: Policy) -> Self {
         let ObjectName { namespace, name } = &policy.name;
         let tie = format!("{name}/{namespace}/{}", kind_in_ties(policy.source));
-        Self { kind, tier, order: sortable(order), tie, policy }
+        Self { tier, order: sortable(order), tie, policy: Arc::new(policy) }
     }
+}
+
+fn tier(name: &str, default_action: TierAction, mut policies: Vec<&Placed>) -> Tier {
+    policies.sort_by(|a, b| a.order.total_cmp(&b.order).then_with(|| a.tie.cmp(&b.tie)));
+    let policies = policies.into_iter().map(|placed| placed.policy.clone()).collect();
+    Tier { name: name.to_owned(), default_action, policies }
 }
 
 /// A missing order is last; adding zero makes the two zeros one.
@@ -107,24 +244,6 @@ impl Notes<'_> {
     }
 }
 
-fn convert(
-    kind: PolicyKind,
-    name: &ObjectName,
-    object: &PolicyObject,
-    notes: &mut Notes<'_>,
-) -> Option<Converted> {
-    match object {
-        PolicyObject::Policy(policy) => calico::policy(kind, name, policy, notes),
-        PolicyObject::KubernetesPolicy(policy) => kubernetes::policy(kind, name, policy, notes),
-        PolicyObject::ClusterPolicy(policy) => {
-            Some(kubernetes::cluster_policy(name, policy, notes))
-        }
-        PolicyObject::Tier(_) | PolicyObject::NetworkSet(_) | PolicyObject::EndpointSlice(_) => {
-            None
-        }
-    }
-}
-
 /// Whether a policy that stands for something else than itself is shown: only
 /// one that would be set is a policy.
 fn is_shown(action: api::StagedAction, notes: &mut Notes<'_>) -> bool {
@@ -144,80 +263,6 @@ fn note_unused(direction: &str, types: &str, unused: bool, notes: &mut Notes<'_>
              direction out; add it or remove them"
         ));
     }
-}
-
-/// Tiers that exist by order and name, then those that policies only name.
-fn tiers(
-    objects: &PolicyObjects,
-    converted: Vec<Converted>,
-    conditions: &mut Vec<Condition>,
-) -> Vec<Tier> {
-    let mut known: BTreeMap<&str, (f64, TierAction)> =
-        BUILT_IN_TIERS.iter().map(|(name, order, action)| (*name, (*order, *action))).collect();
-    for ((_, name), object) in &objects.0 {
-        if let PolicyObject::Tier(tier) = &**object {
-            let built_in = known.get(name.name.as_str()).map(|(_, action)| *action);
-            let action = tier.default_action.or(built_in).unwrap_or(TierAction::Deny);
-            known.insert(&name.name, (sortable(tier.order), action));
-        }
-    }
-    let mut members: BTreeMap<String, Vec<Converted>> = BTreeMap::new();
-    for policy in converted {
-        members.entry(policy.tier.clone()).or_default().push(policy);
-    }
-    let mut order: Vec<_> =
-        known.into_iter().map(|(name, (order, action))| (order, name.to_owned(), action)).collect();
-    order.sort_by(|a, b| a.0.total_cmp(&b.0).then_with(|| a.1.cmp(&b.1)));
-    let mut tiers: Vec<Tier> = order
-        .into_iter()
-        .map(|(_, name, action)| tier(members.remove(&name).unwrap_or_default(), name, action))
-        .collect();
-    for (name, policies) in members {
-        for policy in &policies {
-            let notes = &mut Notes { kind: policy.kind, name: &policy.policy.name, conditions };
-            notes.warn(format!(
-                "spec.tier: there is no tier {name}: the policy counts after all other tiers, \
-                 and what none of its rules decides is denied; create the tier"
-            ));
-        }
-        tiers.push(tier(policies, name, TierAction::Deny));
-    }
-    tiers
-}
-
-fn tier(mut policies: Vec<Converted>, name: String, default_action: TierAction) -> Tier {
-    policies.sort_by(|a, b| a.order.total_cmp(&b.order).then_with(|| a.tie.cmp(&b.tie)));
-    let policies = policies.into_iter().map(|converted| Arc::new(converted.policy)).collect();
-    Tier { name, default_action, policies }
-}
-
-/// The endpoints of the services that rules name, ready or not.
-fn services(
-    objects: &PolicyObjects,
-    converted: &[Converted],
-) -> BTreeMap<ObjectName, Vec<ServiceEndpoint>> {
-    let mut services: BTreeMap<ObjectName, BTreeSet<ServiceEndpoint>> = converted
-        .iter()
-        .flat_map(|converted| [&converted.policy.ingress, &converted.policy.egress])
-        .flatten()
-        .flatten()
-        .flat_map(|rule| [&rule.source.service, &rule.destination.service])
-        .flatten()
-        .filter(|name| !name.namespace.is_empty())
-        .map(|name| (name.clone(), BTreeSet::new()))
-        .collect();
-    if services.is_empty() {
-        return BTreeMap::new();
-    }
-    for ((_, name), object) in &objects.0 {
-        let PolicyObject::EndpointSlice(slice) = &**object else { continue };
-        let Some(service) = &slice.service else { continue };
-        let service = ObjectName { namespace: name.namespace.clone(), name: service.clone() };
-        if let Some(endpoints) = services.get_mut(&service) {
-            add_endpoints(slice, endpoints);
-        }
-    }
-    services.into_iter().map(|(name, endpoints)| (name, endpoints.into_iter().collect())).collect()
 }
 
 fn add_endpoints(slice: &api::EndpointSlice, endpoints: &mut BTreeSet<ServiceEndpoint>) {

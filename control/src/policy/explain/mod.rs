@@ -9,7 +9,9 @@
 //!
 //! ```text
 //! query   one connection, as flags or JSON
-//! story   a rule against a packet: which conditions hold, in words
+//! answer  what is said about it
+//! story   which tiers, policies and rules a packet meets
+//! words   a rule's conditions, and which of them a packet fails, in words
 //! text    the answer for people
 //! batch   many connections as JSON lines
 //! ```
@@ -17,14 +19,15 @@
 //! Start reading at [`Explainer::explain`].
 
 use std::borrow::Cow;
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use ahash::HashMap;
-use serde::Serialize;
 use tieline_dataplane::addr::{Addr, Prefix};
 use tieline_dataplane::tables::{ClassId, PolicyId, PrefixMap};
 
+pub use self::answer::{
+    Answer, DecidedBy, EndpointInfo, ExplainError, IdentityInfo, RouteInfo, Side, Staged, Verdict,
+};
 pub use self::batch::{Summary, explain_lines, explain_text};
 use self::query::End;
 pub use self::query::{Protocol, Query};
@@ -36,228 +39,14 @@ use crate::derive::Derived;
 use crate::resolve::{Resolved, RouteTarget, resolve, vtep_for};
 use crate::state::{ClusterId, Identity, IdentityKind, ObjectName, World};
 
+mod answer;
 mod batch;
 mod query;
 mod story;
 #[cfg(test)]
 mod tests;
 mod text;
-
-/// Why there is no answer.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ExplainError {
-    /// An end that can't be read.
-    #[error("{0:?} is neither namespace/pod, cluster:namespace/pod nor an address")]
-    End(String),
-    /// An unknown protocol.
-    #[error("{0:?} is not a protocol: use tcp, udp, sctp, icmp, icmpv6 or a number from 0 to 255")]
-    Protocol(String),
-    /// A field that does not fit the protocol.
-    #[error("{field}: {reason}")]
-    Field {
-        /// Its name.
-        field: &'static str,
-        /// What is wrong.
-        reason: &'static str,
-    },
-    /// No such pod.
-    #[error(
-        "no pod {pod} with an address in cluster {cluster}{hint}; finished pods and pods on the \
-         host's network have no identity"
-    )]
-    NoPod {
-        /// The cluster that was meant.
-        cluster: ClusterId,
-        /// The pod.
-        pod: ObjectName,
-        /// Where there is one of that name.
-        hint: String,
-    },
-    /// A cluster that is not known.
-    #[error("no cluster {0:?}: no RemoteClusterConfiguration of that name is in force")]
-    NoCluster(String),
-    /// IPv4 on one end, IPv6 on the other.
-    #[error("{from} and {to} have no address family in common")]
-    NoCommonFamily {
-        /// As asked.
-        from: String,
-        /// As asked.
-        to: String,
-    },
-    /// Nothing of ours judges the connection.
-    #[error(
-        "neither {from} nor {to} is a pod of the local cluster: policy is enforced at the pods of \
-         the local cluster only"
-    )]
-    NotLocal {
-        /// As asked.
-        from: String,
-        /// As asked.
-        to: String,
-    },
-}
-
-/// Whether a connection may be made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Verdict {
-    /// It may.
-    Allow,
-    /// It may not.
-    Deny,
-}
-
-impl From<bool> for Verdict {
-    fn from(allow: bool) -> Self {
-        if allow { Self::Allow } else { Self::Deny }
-    }
-}
-
-/// The answer for one connection.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Answer {
-    /// From the query.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub id: Option<serde_json::Value>,
-    /// `deny` if either side denies.
-    pub verdict: Verdict,
-    /// Where the connection begins.
-    pub from: EndpointInfo,
-    /// Where it ends.
-    pub to: EndpointInfo,
-    /// Its protocol.
-    pub protocol: Protocol,
-    /// Destination port, where the protocol has ports.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub port: Option<u16>,
-    /// Source port, where the protocol has ports.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub src_port: Option<u16>,
-    /// ICMP type.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub icmp_type: Option<u8>,
-    /// ICMP code.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub icmp_code: Option<u8>,
-    /// The source's policy; `null` when the source is no pod of the local
-    /// cluster.
-    pub egress: Option<Side>,
-    /// The destination's policy; `null` when that is no pod of the local
-    /// cluster.
-    pub ingress: Option<Side>,
-    /// How the local pod's node reaches the other end; `null` when no route of
-    /// ours leads there and the kernel's own routes hold.
-    pub route: Option<RouteInfo>,
-    /// Fields of the query that mean nothing.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub ignored: Vec<String>,
-}
-
-/// One end of a connection.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct EndpointInfo {
-    /// Its address.
-    pub address: IpAddr,
-    /// The identities that the address is one of, most specific first; empty
-    /// for an address that is not known.
-    pub identities: Vec<IdentityInfo>,
-}
-
-/// One identity of an address.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct IdentityInfo {
-    /// `pod`, `host-endpoint` or `network-set`.
-    pub kind: &'static str,
-    /// `local`, or the name of the RemoteClusterConfiguration.
-    pub cluster: String,
-    /// `namespace/name`, or the name of a cluster-scoped object.
-    pub name: String,
-    /// The node that it is on.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub node: String,
-}
-
-/// What kind of thing decided.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum DecidedBy {
-    /// A rule of a policy.
-    Rule,
-    /// A tier's default action.
-    TierDefault,
-    /// The profile of the pod's namespace.
-    Profile,
-    /// Nothing is asked.
-    NoPolicy,
-}
-
-/// What one pod's policy says.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Side {
-    /// What it says.
-    pub verdict: Verdict,
-    /// Why, in words.
-    pub reason: String,
-    /// What kind of thing decided.
-    pub decided_by: DecidedBy,
-    /// The tier that decided.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub tier: Option<String>,
-    /// The policy that decided: `namespace/name`, or the name of a global one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub policy: Option<String>,
-    /// The kind of that policy.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub policy_kind: Option<&'static str>,
-    /// The rule's place in its policy and direction, counted from 1.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub rule: Option<usize>,
-    /// The profile that decided.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub profile: Option<String>,
-    /// What would hold if the staged policies that select the pod were
-    /// enforced; absent when there are none.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub staged: Option<Staged>,
-    /// Rules that would have decided otherwise but for one or two conditions,
-    /// nearest first.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub near_misses: Vec<NearMiss>,
-    /// Tiers and policies considered, in order.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub trace: Vec<TierTrace>,
-}
-
-/// What staged policies would do.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Staged {
-    /// The verdict with them.
-    pub verdict: Verdict,
-    /// Whether that is another verdict.
-    pub changes: bool,
-    /// Why, in words.
-    pub reason: String,
-}
-
-/// A route of the overlay.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct RouteInfo {
-    /// Its destination.
-    pub prefix: String,
-    /// `local` for this node, `vtep` for another.
-    pub via: &'static str,
-    /// The cluster of the node that it leads to.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cluster: Option<String>,
-    /// That node.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub node: Option<String>,
-    /// Underlay address of the node's VTEP.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub vtep: Option<IpAddr>,
-    /// The object that the route follows from.
-    pub origin: String,
-}
+mod words;
 
 /// Explains one connection. For more than one, an [`Explainer`] saves work.
 pub fn explain(derived: &Derived, query: &Query) -> Result<Answer, ExplainError> {
@@ -272,9 +61,10 @@ pub struct Explainer<'a> {
     brief: bool,
     pods: HashMap<(&'a ClusterId, &'a ObjectName), u32>,
     owners: HashMap<Addr, Vec<u32>>,
-    /// Nets of network sets.
-    nets: Vec<(Prefix, u32)>,
-    any_staged: bool,
+    /// Network sets, by their nets.
+    nets: PrefixMap<Vec<u32>>,
+    /// The policies as they would be if none were staged, where any are.
+    staged: Option<Arc<PolicySet>>,
     /// By node of the local cluster.
     nodes: HashMap<String, Node<'a>>,
 }
@@ -286,6 +76,8 @@ struct Node<'a> {
     /// With staged policies enforced; only where there are any.
     staged: Option<Tables<'a>>,
     resolved: Cow<'a, Resolved>,
+    /// Its routes' destinations.
+    routes: PrefixMap<Prefix>,
 }
 
 /// Compiled policy, for looking up.
@@ -340,8 +132,8 @@ impl<'a> Explainer<'a> {
             brief: false,
             pods: HashMap::default(),
             owners: HashMap::default(),
-            nets: Vec::new(),
-            any_staged: policies(&derived.policies).any(|policy| policy.staged),
+            nets: PrefixMap::default(),
+            staged: with_staged(&derived.policies).map(Arc::new),
             nodes: HashMap::default(),
         };
         for (at, identity) in (0..).zip(&derived.identities) {
@@ -350,7 +142,9 @@ impl<'a> Explainer<'a> {
             }
             for net in &identity.nets {
                 if identity.kind == IdentityKind::NetworkSet {
-                    explainer.nets.push((*net, at));
+                    let mut sets = explainer.nets.get_exact(net).cloned().unwrap_or_default();
+                    sets.push(at);
+                    explainer.nets.insert(*net, sets);
                 } else {
                     explainer.owners.entry(net.addr()).or_default().push(at);
                 }
@@ -431,8 +225,10 @@ impl<'a> Explainer<'a> {
         {
             return Err(ExplainError::NoCluster(name.to_string()));
         }
-        let elsewhere = self.pods.keys().find(|(_, name)| **name == pod);
-        let hint = elsewhere.map(|(cluster, _)| format!(" (there is a {cluster}:{pod})"));
+        let remotes = self.derived.world.remotes.keys().cloned().map(ClusterId::Remote);
+        let mut clusters = std::iter::once(ClusterId::Local).chain(remotes);
+        let elsewhere = clusters.find(|cluster| self.pods.contains_key(&(cluster, &pod)));
+        let hint = elsewhere.map(|cluster| format!(" (there is a {cluster}:{pod})"));
         Err(ExplainError::NoPod { cluster, pod, hint: hint.unwrap_or_default() })
     }
 
@@ -440,7 +236,7 @@ impl<'a> Explainer<'a> {
     /// before others; network sets last.
     fn peer(&self, addr: Addr) -> Peer<'a> {
         let exact = self.owners.get(&addr).into_iter().flatten();
-        let nets = self.nets.iter().filter(|(net, _)| net.contains(addr)).map(|(_, at)| at);
+        let nets = self.nets.matches(addr).flatten();
         let mut owners: Vec<_> =
             exact.chain(nets).map(|at| &self.derived.identities[*at as usize]).collect();
         owners.sort_by_key(|it| (rank(it.kind), &it.cluster, &it.name));
@@ -453,18 +249,20 @@ impl<'a> Explainer<'a> {
         let node = local.local_node()?.to_owned();
         let brief = self.brief;
         let policies = &self.derived.policies;
+        let staged_policies = self.staged.clone();
         let node = self.node(&node);
         let (allow, decision) = node.enforced.judge(direction, packet);
         let mut side = story::side(policies, direction, packet, allow, decision);
-        if let Some(staged) = &node.staged
+        if let (Some(tables), Some(staged_policies)) = (&node.staged, staged_policies)
             && story::any_staged(policies, direction, packet)
         {
-            let (would, decision) = staged.judge(direction, packet);
-            let reason = story::reason(policies, direction, packet, would, decision).replace(
-                if would { "allowed by" } else { "denied by" },
-                if would { "would be allowed by" } else { "would be denied by" },
-            );
-            side.staged = Some(Staged { verdict: would.into(), changes: would != allow, reason });
+            let (would, decision) = tables.judge(direction, packet);
+            let reason = story::reason(&staged_policies, direction, packet, would, decision);
+            side.staged = Some(Staged {
+                verdict: would.into(),
+                changes: would != allow,
+                reason: format!("would be {reason}"),
+            });
         }
         if !brief {
             side.trace = story::trace(policies, direction, packet, decision);
@@ -476,7 +274,7 @@ impl<'a> Explainer<'a> {
     /// The tables of a node, compiled when first asked for.
     fn node(&mut self, name: &str) -> &Node<'a> {
         let derived = self.derived;
-        let any_staged = self.any_staged;
+        let staged = self.staged.clone();
         self.nodes.entry(name.to_owned()).or_insert_with(|| {
             let own = derived.world.node == name;
             let identities: Cow<'a, [Identity]> = if own {
@@ -489,16 +287,18 @@ impl<'a> Explainer<'a> {
             } else {
                 Cow::Owned(compile(&derived.policies, &identities))
             };
-            let staged = any_staged.then(|| {
-                Tables::new(Cow::Owned(compile(&with_staged(&derived.policies), &identities)))
-            });
+            let staged = staged.map(|set| Tables::new(Cow::Owned(compile(&set, &identities))));
             let resolved = if own {
                 Cow::Borrowed(&derived.resolved)
             } else {
                 let world = World { node: name.to_owned(), ..(*derived.world).clone() };
                 Cow::Owned(resolve(&world))
             };
-            Node { enforced: Tables::new(enforced), staged, resolved }
+            let mut routes = PrefixMap::default();
+            for prefix in resolved.routes.keys() {
+                routes.insert(*prefix, *prefix);
+            }
+            Node { enforced: Tables::new(enforced), staged, resolved, routes }
         })
     }
 
@@ -510,8 +310,8 @@ impl<'a> Explainer<'a> {
             None => (&packet.destination, &packet.source),
         };
         let node = self.node(local.local_node()?);
-        let routes = node.resolved.routes.iter().filter(|(prefix, _)| prefix.contains(peer.addr));
-        let (prefix, route) = routes.max_by_key(|(prefix, _)| prefix.len128())?;
+        let prefix = node.routes.get(peer.addr)?;
+        let route = node.resolved.routes.get(prefix)?;
         let mut info = RouteInfo {
             prefix: prefix.to_string(),
             via: "local",
@@ -537,9 +337,10 @@ fn is_pod(identity: &Identity) -> bool {
 
 fn rank(kind: IdentityKind) -> u8 {
     match kind {
-        IdentityKind::LocalWorkload | IdentityKind::Workload => 0,
-        IdentityKind::Host => 1,
-        IdentityKind::NetworkSet => 2,
+        IdentityKind::LocalWorkload => 0,
+        IdentityKind::Workload => 1,
+        IdentityKind::Host => 2,
+        IdentityKind::NetworkSet => 3,
     }
 }
 
@@ -553,17 +354,15 @@ fn seen_from(identity: &Identity, node: &str) -> Identity {
     seen
 }
 
-fn policies(set: &PolicySet) -> impl Iterator<Item = &Arc<Policy>> {
-    set.tiers.iter().flat_map(|tier| &tier.policies)
-}
-
-/// The policies as they would be if none were staged.
-fn with_staged(set: &PolicySet) -> PolicySet {
+/// The policies as they would be if none were staged; `None` when none is.
+fn with_staged(set: &PolicySet) -> Option<PolicySet> {
     let mut all = set.clone();
+    let mut any = false;
     for policy in all.tiers.iter_mut().flat_map(|tier| &mut tier.policies) {
         if policy.staged {
+            any = true;
             *policy = Arc::new(Policy { staged: false, ..(**policy).clone() });
         }
     }
-    all
+    any.then_some(all)
 }

@@ -1,20 +1,14 @@
-//! A rule against a packet, in words: what it asks, and what of that fails.
-//!
-//! This reads the model for the sake of the story alone: the verdict is the
-//! compiled tables', and the tests hold the two against each other.
-
-use std::ops::RangeInclusive;
+//! Which tiers, policies and rules a packet meets on its way to a verdict that
+//! is known already.
 
 use serde::Serialize;
 use tieline_dataplane::addr::Addr;
 use tieline_dataplane::tables::L4;
 
-use super::{DecidedBy, EndpointInfo, IdentityInfo, Protocol, Side};
+use super::words::{describe, failures};
+use super::{DecidedBy, EndpointInfo, IdentityInfo, Side};
 use crate::policy::compile::{Decision, Direction};
-use crate::policy::model::{
-    Action, Entity, Icmp, Policy, PolicySet, PolicySource, PortMatch, Rule, Tier, TierAction,
-};
-use crate::policy::selector::Selector;
+use crate::policy::model::{Action, Policy, PolicySet, PolicySource, Rule, Tier, TierAction};
 use crate::state::{ClusterId, Identity, IdentityKind};
 
 /// A tier that was considered.
@@ -129,7 +123,7 @@ impl<'a> Peer<'a> {
     }
 
     /// The address, or the pod that has it.
-    fn name(&self) -> String {
+    pub(super) fn name(&self) -> String {
         match self.owners.iter().find(|owner| owner.kind != IdentityKind::NetworkSet) {
             Some(owner) => format!("{}:{}", owner.cluster, owner.name),
             None => self.addr.to_string(),
@@ -240,7 +234,7 @@ pub(super) fn side(
     side
 }
 
-/// Why, in words.
+/// The verdict and why, in words that may follow "would be".
 pub(super) fn reason(
     set: &PolicySet,
     direction: Direction,
@@ -267,7 +261,7 @@ pub(super) fn reason(
                 .map(|(policy, _)| policy.name.to_string())
                 .collect();
             format!(
-                "{by} tier {tier}'s default action: {} to {}, and no rule allows this",
+                "{by} the default action of tier {tier}: {} to {}, and no rule allows this",
                 match names.as_slice() {
                     [name] => format!("policy {name} applies"),
                     [first, second] => format!("policies {first} and {second} apply"),
@@ -401,223 +395,4 @@ pub(super) fn near_misses(trace: &[TierTrace], allow: bool) -> Vec<NearMiss> {
     near.sort_by_key(|miss| miss.failed.len());
     near.truncate(NEAR_MISSES);
     near
-}
-
-/// A rule's conditions in words.
-fn describe(rule: &Rule) -> Vec<String> {
-    let mut all = Vec::new();
-    match (rule.v4, rule.v6) {
-        (true, false) => all.push("IPv4".to_owned()),
-        (false, true) => all.push("IPv6".to_owned()),
-        (true, true) | (false, false) => {}
-    }
-    all.extend(rule.protocol.map(|number| Protocol(number).to_string()));
-    all.extend(rule.not_protocol.map(|number| format!("not {}", Protocol(number))));
-    all.extend(rule.icmp.map(icmp_words));
-    all.extend(rule.not_icmp.map(|icmp| format!("not {}", icmp_words(icmp))));
-    for (end, entity) in [("source", &rule.source), ("destination", &rule.destination)] {
-        let Entity { nets, not_nets, selector, not_selector, ports, not_ports, service } = entity;
-        let mut add = |words: &str, what: String| all.push(format!("{end} {words}{what}"));
-        if !nets.is_empty() {
-            add("in ", list(nets));
-        }
-        if !not_nets.is_empty() {
-            add("not in ", list(not_nets));
-        }
-        if let Some(selector) = selector {
-            add("matches ", bare(selector));
-        }
-        if let Some(selector) = not_selector {
-            add("does not match ", bare(selector));
-        }
-        if !ports.is_empty() {
-            add("port ", port_list(ports));
-        }
-        if !not_ports.is_empty() {
-            add("port not ", port_list(not_ports));
-        }
-        if let Some(service) = service {
-            add("is service ", service.to_string());
-        }
-    }
-    all
-}
-
-/// The conditions of a rule that a packet fails, in words.
-fn failures(set: &PolicySet, rule: &Rule, packet: &Packet<'_>) -> Vec<String> {
-    let mut failed = Vec::new();
-    let L4 { protocol, .. } = packet.l4;
-    let name = Protocol(protocol);
-    let v4 = packet.source.addr.is_v4();
-    if !(if v4 { rule.v4 } else { rule.v6 }) {
-        let family = if v4 { "IPv4" } else { "IPv6" };
-        failed.push(format!("the rule does not exist for {family}: by ipVersion, or its nets"));
-    }
-    if let Some(wanted) = rule.protocol.filter(|wanted| *wanted != protocol) {
-        failed.push(format!("{name} is not {}", Protocol(wanted)));
-    }
-    if rule.not_protocol == Some(protocol) {
-        failed.push(format!("{name} is what notProtocol excludes"));
-    }
-    let [kind, code] = packet.l4.destination.to_be_bytes();
-    let is = |icmp: Icmp| {
-        name.is_icmp() && icmp.kind == kind && icmp.code.is_none_or(|wanted| wanted == code)
-    };
-    let own = if name.is_icmp() { format!("type {kind} code {code}") } else { name.to_string() };
-    if let Some(icmp) = rule.icmp.filter(|icmp| !is(*icmp)) {
-        failed.push(format!("{own} is not {}", icmp_words(icmp)));
-    }
-    if rule.not_icmp.is_some_and(is) {
-        failed.push(format!("{own} is what notICMP excludes"));
-    }
-    entity_failures("source", &rule.source, &packet.source, &packet.l4, &mut failed);
-    entity_failures("destination", &rule.destination, &packet.destination, &packet.l4, &mut failed);
-    service_failures(set, rule, packet, &mut failed);
-    failed
-}
-
-fn service_failures(set: &PolicySet, rule: &Rule, packet: &Packet<'_>, failed: &mut Vec<String>) {
-    let L4 { protocol, destination, .. } = packet.l4;
-    let endpoints = |name, addr: Addr| {
-        let all = set.services.get(name).into_iter().flatten();
-        all.filter(move |endpoint| Addr::from(endpoint.address) == addr)
-    };
-    let source = packet.source.addr;
-    if let Some(name) = &rule.source.service
-        && endpoints(name, source).next().is_none()
-    {
-        failed.push(format!("source {source} is no endpoint of service {name}"));
-    }
-    let addr = packet.destination.addr;
-    if let Some(name) = &rule.destination.service
-        && !endpoints(name, addr).any(|endpoint| endpoint.port == Some((protocol, destination)))
-    {
-        let name_of = Protocol(protocol);
-        let port = if name_of.has_ports() { format!(" port {destination}") } else { String::new() };
-        failed
-            .push(format!("destination {addr}, {name_of}{port} is no endpoint of service {name}"));
-    }
-}
-
-fn entity_failures(end: &str, entity: &Entity, peer: &Peer<'_>, l4: &L4, failed: &mut Vec<String>) {
-    let Peer { addr, owners } = peer;
-    let name = peer.name();
-    if !entity.nets.is_empty() && !entity.nets.iter().any(|net| net.contains(*addr)) {
-        failed.push(format!("{end} {addr} is not in {}", list(&entity.nets)));
-    }
-    if let Some(net) = entity.not_nets.iter().find(|net| net.contains(*addr)) {
-        failed.push(format!("{end} {addr} is in {net}, which notNets excludes"));
-    }
-    let chooses = |selector: &&Selector| owners.iter().any(|it| selector.matches(&it.labels));
-    if let Some(selector) = entity.selector.as_ref().filter(|selector| !chooses(selector)) {
-        failed.push(format!(
-            "{end} {name} does not match {}{}",
-            bare(selector),
-            has(selector, peer)
-        ));
-    }
-    if let Some(selector) = entity.not_selector.as_ref().filter(chooses) {
-        failed.push(format!("{end} {name} matches {}, which notSelector excludes", bare(selector)));
-    }
-    let destination = end == "destination";
-    let port = if destination { l4.destination } else { l4.source };
-    let protocol = Protocol(l4.protocol);
-    let matches = |wanted: &PortMatch| {
-        protocol.has_ports()
-            && match wanted {
-                PortMatch::Range(range) => range.contains(&port),
-                PortMatch::Named(_) => named(wanted, entity, peer, protocol).any(|it| it == port),
-            }
-    };
-    let own = if protocol.has_ports() { format!("port {port}") } else { protocol.to_string() };
-    if !entity.ports.is_empty() && !entity.ports.iter().any(matches) {
-        let wanted = entity.ports.iter().map(|wanted| {
-            let open: Vec<u16> = named(wanted, entity, peer, protocol).collect();
-            match wanted {
-                PortMatch::Range(range) => range_words(range),
-                PortMatch::Named(name) if open.is_empty() => {
-                    format!("{name} (no {protocol} port of that name there)")
-                }
-                PortMatch::Named(name) => format!("{name} ({})", list(&open)),
-            }
-        });
-        let wanted: Vec<String> = wanted.collect();
-        failed.push(format!("{end} {own} is not {}", list(&wanted)));
-    }
-    if entity.not_ports.iter().any(matches) {
-        failed.push(format!("{end} {own} is what notPorts excludes"));
-    }
-}
-
-/// The ports of a protocol that a name stands for at an address.
-fn named<'p>(
-    wanted: &'p PortMatch,
-    entity: &'p Entity,
-    peer: &'p Peer<'_>,
-    protocol: Protocol,
-) -> impl Iterator<Item = u16> + 'p {
-    let selected = |owner: &&&Identity| {
-        entity.selector.as_ref().is_none_or(|selector| selector.matches(&owner.labels))
-    };
-    let ports = peer.owners.iter().filter(selected).flat_map(|owner| &owner.ports);
-    let ports = ports.filter(move |port| match wanted {
-        PortMatch::Named(name) => port.name == *name && port.protocol == protocol.0,
-        PortMatch::Range(_) => false,
-    });
-    ports.map(|port| port.port)
-}
-
-/// What of the labels that a selector looks at is there.
-fn has(selector: &Selector, peer: &Peer<'_>) -> String {
-    let Some(owner) = peer.owners.first() else {
-        return ": it is no endpoint and in no network set that is known".to_owned();
-    };
-    let labels = selector.keys().iter().map(|key| match owner.labels.get(&**key) {
-        Some(value) => format!("{key} is {value}"),
-        None => format!("no label {key}"),
-    });
-    let labels: Vec<String> = labels.collect();
-    if labels.is_empty() { String::new() } else { format!(" ({})", labels.join(", ")) }
-}
-
-fn icmp_words(icmp: Icmp) -> String {
-    match icmp.code {
-        Some(code) => format!("type {} code {code}", icmp.kind),
-        None => format!("type {}", icmp.kind),
-    }
-}
-
-fn range_words(range: &RangeInclusive<u16>) -> String {
-    if range.start() == range.end() {
-        range.start().to_string()
-    } else {
-        format!("{}-{}", range.start(), range.end())
-    }
-}
-
-fn port_list(ports: &[PortMatch]) -> String {
-    let words = ports.iter().map(|port| match port {
-        PortMatch::Range(range) => range_words(range),
-        PortMatch::Named(name) => name.clone(),
-    });
-    list(&words.collect::<Vec<_>>())
-}
-
-/// The most members of a list that are written out.
-const LISTED: usize = 6;
-
-fn list<T: ToString>(all: &[T]) -> String {
-    let mut words: Vec<String> = all.iter().take(LISTED).map(T::to_string).collect();
-    if all.len() > LISTED {
-        words.push(format!("{} more", all.len() - LISTED));
-    }
-    words.join(", ")
-}
-
-/// The canonical form without the outermost parentheses.
-fn bare(selector: &Selector) -> String {
-    let text = selector.as_str();
-    // Only a group begins with a parenthesis, and then all of it is inside.
-    let inner = text.strip_prefix('(').and_then(|text| text.strip_suffix(')'));
-    inner.unwrap_or(text).to_owned()
 }

@@ -1,1 +1,267 @@
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use serde_json::{Value, json};
+
+use super::*;
+use crate::policy::model::{Action, Entity, PolicySource, PortMatch, Rule, Tier, TierAction};
+use crate::policy::selector::Selector;
+use crate::state::{ClusterObjects, NamedPort, RemoteCluster};
+
+fn selector(text: &str) -> Option<Selector> {
+    Some(Selector::parse(text).expect("a selector"))
+}
+
+fn rule(action: Action, source: Entity, destination: Entity) -> Rule {
+    let (protocol, not_protocol, icmp, not_icmp) = (None, None, None, None);
+    Rule { action, v4: true, v6: true, protocol, not_protocol, icmp, not_icmp, source, destination }
+}
+
+fn from(text: &str) -> Entity {
+    Entity { selector: selector(text), ..Entity::default() }
+}
+
+fn port(port: u16) -> Entity {
+    Entity { ports: vec![PortMatch::Range(port..=port)], ..Entity::default() }
+}
+
+fn policy(name: &str, chosen: &str, ingress: Vec<Rule>) -> Policy {
+    Policy {
+        source: PolicySource::GlobalNetworkPolicy,
+        name: ObjectName { namespace: String::new(), name: name.into() },
+        staged: false,
+        selector: selector(chosen).expect("a selector"),
+        ingress: Some(ingress),
+        egress: None,
+    }
+}
+
+fn tier(name: &str, policies: Vec<Policy>) -> Tier {
+    let policies = policies.into_iter().map(Arc::new).collect();
+    Tier { name: name.into(), default_action: TierAction::Deny, policies }
+}
+
+fn pod(cluster: &str, name: &str, node: &str, address: &str, role: &str) -> Identity {
+    let cluster = match cluster {
+        "local" => ClusterId::Local,
+        remote => ClusterId::Remote(remote.into()),
+    };
+    let local = cluster == ClusterId::Local && node == "n1";
+    let (namespace, name) = name.split_once('/').expect("namespace/name");
+    Identity {
+        cluster,
+        kind: if local { IdentityKind::LocalWorkload } else { IdentityKind::Workload },
+        name: ObjectName { namespace: namespace.into(), name: name.into() },
+        node: node.into(),
+        labels: Arc::new([("role".to_owned(), role.to_owned())].into()),
+        nets: vec![address.parse().expect("an address")],
+        ports: vec![NamedPort { name: "http".into(), protocol: 6, port: 8080 }],
+    }
+}
+
+/// Pods web (this node), api (another node) and tmp (cluster db); the policies
+/// of tiers security and default.
+fn derived() -> Derived {
+    let mut allow_web = rule(
+        Action::Allow,
+        from("role == 'web'"),
+        Entity { ports: vec![PortMatch::Named("http".into())], ..Entity::default() },
+    );
+    allow_web.protocol = Some(6);
+    let mut allow_port = rule(Action::Allow, Entity::default(), port(443));
+    allow_port.protocol = Some(6);
+    let pass = rule(Action::Pass, Entity::default(), Entity::default());
+    let deny = rule(Action::Deny, from("role == 'tmp'"), Entity::default());
+    let staged = Policy {
+        source: PolicySource::StagedGlobalNetworkPolicy,
+        staged: true,
+        ..policy(
+            "trial",
+            "all()",
+            vec![rule(Action::Deny, from("role == 'web'"), Entity::default())],
+        )
+    };
+    let log = rule(Action::Log, Entity::default(), Entity::default());
+    let policies = PolicySet {
+        tiers: vec![
+            tier("trials", vec![staged]),
+            tier("security", vec![policy("quarantine", "all()", vec![log, deny, pass])]),
+            tier("default", vec![policy("api", "role == 'api'", vec![allow_web, allow_port])]),
+        ],
+        ..PolicySet::default()
+    };
+    let identities = vec![
+        pod("local", "a/web", "n1", "10.0.0.1", "web"),
+        pod("local", "a/api", "n2", "10.0.0.2", "api"),
+        pod("db", "a/tmp", "r1", "10.9.0.1", "tmp"),
+        pod("db", "b/six", "r1", "fd00::9", "tmp"),
+    ];
+    let remote = RemoteCluster { overlay: true, objects: Arc::default() };
+    let world = World {
+        node: "n1".into(),
+        include_local_vteps: false,
+        local: Arc::new(ClusterObjects::default()),
+        remotes: BTreeMap::from([("db".into(), remote)]),
+    };
+    let compiled = compile(&policies, &identities);
+    let resolved = resolve(&world);
+    Derived { world: Arc::new(world), resolved, identities, policies: policies.into(), compiled }
+}
+
+fn ask(query: Value) -> Result<Answer, ExplainError> {
+    explain(&derived(), &serde_json::from_value(query).expect("a query"))
+}
+
+fn answer(query: Value) -> Answer {
+    ask(query).expect("an answer")
+}
+
+#[test]
+fn a_denial_reads_like_an_answer() {
+    let answer = answer(json!({"from": "db:a/tmp", "to": "a/web", "port": 80}));
+    assert_eq!(
+        answer.to_string(),
+        "denied: db:a/tmp (10.9.0.1) -> local:a/web (10.0.0.1), tcp port 80\n  \
+         egress   not judged here: the source is no pod of this cluster\n  \
+         ingress  denied by tier security, policy quarantine, rule 2 (Deny: source matches role \
+         == \"tmp\", cluster db)\n           \
+         with staged policies enforced: would be denied by the default action of tier trials: policy \
+         trial applies to local:a/web, and no rule allows this (the same verdict)\n  \
+         route    none of ours: the kernel's own routes hold"
+    );
+    let side = answer.ingress.expect("ingress");
+    assert_eq!(
+        (side.tier.as_deref(), side.policy.as_deref()),
+        (Some("security"), Some("quarantine"))
+    );
+    assert_eq!((side.rule, side.decided_by), (Some(2), DecidedBy::Rule));
+    assert_eq!(side.trace.last().map(|tier| tier.end), Some("deny"));
+}
+
+#[test]
+fn pods_of_other_nodes_are_judged_by_their_own_tables() {
+    let answer = answer(json!({"id": 7, "from": "a/web", "to": "a/api", "port": 8080}));
+    assert_eq!((answer.id, answer.verdict), (Some(json!(7)), Verdict::Allow));
+    let egress = answer.egress.expect("egress");
+    assert_eq!(egress.reason, "allowed by profile kns.a: no policy for egress applies");
+    let ingress = answer.ingress.expect("ingress");
+    assert_eq!(
+        ingress.reason,
+        "allowed by tier default, policy api, rule 1 (Allow: tcp, source matches role == \"web\", \
+         destination port http)"
+    );
+    let staged = ingress.staged.expect("a staged policy");
+    assert!(staged.changes);
+    assert_eq!(
+        staged.reason,
+        "would be denied by tier trials, policy trial, rule 1 (Deny: source matches role == \"web\")"
+    );
+}
+
+#[test]
+fn what_nearly_matched_is_told() {
+    let answer = answer(json!({"from": "a/web", "to": "a/api", "port": 80}));
+    let ingress = answer.ingress.expect("ingress");
+    assert_eq!((ingress.verdict, ingress.decided_by), (Verdict::Deny, DecidedBy::TierDefault));
+    let failed: Vec<_> = ingress.near_misses.iter().map(|miss| (miss.rule, &miss.failed)).collect();
+    assert_eq!(
+        failed,
+        [
+            (1, &vec!["destination port 80 is not http (8080)".to_owned()]),
+            (2, &vec!["destination port 80 is not 443".to_owned()]),
+        ]
+    );
+}
+
+#[test]
+fn addresses_are_whatever_has_them() {
+    let known = answer(json!({"from": "10.9.0.1", "to": "10.0.0.1", "protocol": "icmp"}));
+    assert_eq!(known.from.identities[0].name, "a/tmp");
+    assert_eq!((known.icmp_type, known.icmp_code), (Some(8), Some(0)));
+    let unknown = answer(json!({"from": "192.0.2.1", "to": "a/api", "port": 22}));
+    assert!(unknown.from.identities.is_empty());
+    let misses = unknown.ingress.expect("ingress").near_misses;
+    assert_eq!(
+        misses[1].failed[0],
+        "source 192.0.2.1 does not match role == \"web\": it is no endpoint and in no network \
+         set that is known"
+    );
+}
+
+#[test]
+fn what_cannot_be_answered_says_why() {
+    let error = |query| ask(query).expect_err("no answer").to_string();
+    assert_eq!(
+        error(json!({"from": "a/tmp", "to": "a/web", "port": 1})),
+        "no pod a/tmp with an address in cluster local (there is a db:a/tmp); finished pods and \
+         pods on the host's network have no identity"
+    );
+    assert_eq!(
+        error(json!({"from": "mars:a/tmp", "to": "a/web", "port": 1})),
+        "no cluster \"mars\": no RemoteClusterConfiguration of that name is in force"
+    );
+    assert_eq!(
+        error(json!({"from": "db:a/tmp", "to": "192.0.2.1", "port": 1})),
+        "neither db:a/tmp nor 192.0.2.1 is a pod of the local cluster: policy is enforced at the \
+         pods of the local cluster only"
+    );
+    assert_eq!(
+        error(json!({"from": "db:b/six", "to": "a/web", "port": 1})),
+        "db:b/six and a/web have no address family in common"
+    );
+    assert_eq!(
+        error(json!({"from": "web", "to": "a/web", "port": 1})),
+        "\"web\" is neither namespace/pod, cluster:namespace/pod nor an address"
+    );
+    assert_eq!(
+        error(json!({"from": "a/api", "to": "a/web"})),
+        "port: tcp, udp and sctp need a destination port"
+    );
+    assert_eq!(
+        error(json!({"from": "a/api", "to": "a/web", "protocol": "icmp", "port": 1})),
+        "port: only tcp, udp and sctp have ports"
+    );
+}
+
+#[test]
+fn queries_are_read_in_either_spelling() {
+    let read = |value: Value| serde_json::from_value::<Query>(value).expect("a query");
+    let one = read(json!({"from": "a/x", "to": "b/y", "src_port": 5, "icmp_type": 3}));
+    let other = read(json!({"from": "a/x", "to": "b/y", "src-port": 5, "icmp-type": 3}));
+    assert_eq!(one, other);
+    let protocol = |value: Value| read(json!({"from": "", "to": "", "protocol": value})).protocol.0;
+    let numbers = [json!("TCP"), json!(17), json!("132"), json!("ICMPv6"), json!("udplite")];
+    assert_eq!(numbers.map(protocol), [6, 17, 132, 58, 136]);
+    let wrong = json!({"from": "", "to": "", "protocol": "carrier pigeon"});
+    assert!(serde_json::from_value::<Query>(wrong).is_err());
+    let answer = answer(json!({"from": "a/api", "to": "a/web", "port": 1, "prot": "udp"}));
+    assert_eq!(answer.ignored, ["prot"]);
+}
+
+#[test]
+fn a_batch_keeps_its_order_and_its_errors() {
+    let derived = derived();
+    let input = "{\"id\":1,\"from\":\"a/web\",\"to\":\"a/api\",\"port\":443}\n\n\
+                 {\"id\":\"two\",\"from\":\"a/none\",\"to\":\"a/api\",\"port\":443}\n\
+                 nonsense\n\
+                 {\"id\":3,\"to\":\"a/api\"}\n\
+                 {\"id\":4,\"from\":\"db:a/tmp\",\"to\":\"a/api\",\"protocol\":\"udp\",\"port\":53}";
+    let mut output = Vec::new();
+    let mut explainer = Explainer::new(&derived).brief();
+    let summary = explain_lines(&mut explainer, input.as_bytes(), &mut output).expect("no error");
+    assert_eq!(summary, Summary { allowed: 1, denied: 1, errors: 3 });
+    let output = String::from_utf8(output).expect("text");
+    let lines: Vec<Value> =
+        output.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!(lines.len(), 5);
+    assert_eq!(lines[0]["id"], 1);
+    assert_eq!(lines[0]["verdict"], "allow");
+    assert_eq!(lines[0]["egress"]["verdict"], "allow");
+    assert_eq!(lines[0]["ingress"]["rule"], 2);
+    assert_eq!(lines[0]["ingress"].get("trace"), None);
+    assert_eq!(lines[1]["id"], "two");
+    assert!(lines[1]["error"].as_str().is_some_and(|error| error.starts_with("no pod a/none")));
+    assert!(lines[2]["error"].as_str().is_some_and(|it| it.starts_with("not a JSON object")));
+    assert_eq!((&lines[3]["id"], &lines[3]["error"]), (&json!(3), &json!("missing field `from`")));
+    assert_eq!((&lines[4]["verdict"], &lines[4]["egress"]), (&json!("deny"), &Value::Null));
+}

@@ -1,9 +1,4 @@
-//! The compiled tables against a direct reading of the rules: random clusters,
-//! policies and packets, everything drawn from few values so that it meets.
-//!
-//! `TIELINE_ORACLE_PAIRS=1000000` sets how many pairs of policy set and packet
-//! are tried (in its own run, with fresh random numbers); by default a slice
-//! that is always the same.
+//! Random clusters, policies and packets, from few values so that they meet.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -12,9 +7,6 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
-use proptest::strategy::ValueTree;
-use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
-use tieline::policy::compile::{Compiled, Decision, Direction, compile};
 use tieline::policy::model::{
     Action, Entity, Icmp, Policy, PolicySet, PolicySource, PortMatch, Rule, ServiceEndpoint, Tier,
     TierAction,
@@ -22,11 +14,8 @@ use tieline::policy::model::{
 use tieline::policy::selector::Selector;
 use tieline::state::{ClusterId, Identity, IdentityKind, Labels, NamedPort, ObjectName};
 use tieline_dataplane::addr::{Addr, Prefix};
-use tieline_dataplane::tables::{Endpoint, Endpoints, L4, Policies};
-use tieline_tests::oracle::{Oracle, Packet};
-
-/// Packets per policy set.
-const PACKETS: usize = 64;
+use tieline_dataplane::tables::L4;
+use tieline_tests::oracle::Packet;
 
 /// Most conditions stay away, else hardly a rule would match.
 fn rarely<T: std::fmt::Debug + Clone>(
@@ -216,7 +205,7 @@ fn services() -> impl Strategy<Value = BTreeMap<ObjectName, Vec<ServiceEndpoint>
     })
 }
 
-fn policy_set() -> impl Strategy<Value = PolicySet> {
+pub(crate) fn policy_set() -> impl Strategy<Value = PolicySet> {
     (tiers(), services()).prop_map(|(tiers, services)| PolicySet {
         tiers,
         services,
@@ -224,7 +213,7 @@ fn policy_set() -> impl Strategy<Value = PolicySet> {
     })
 }
 
-fn identity() -> impl Strategy<Value = Identity> {
+pub(crate) fn identity() -> impl Strategy<Value = Identity> {
     use IdentityKind::{Host, LocalWorkload, NetworkSet, Workload};
     let kind = select(vec![
         LocalWorkload,
@@ -244,14 +233,14 @@ fn identity() -> impl Strategy<Value = Identity> {
             cluster: ClusterId::Local,
             kind,
             name: ObjectName { namespace: namespace.into(), name: String::new() },
-            node: String::new(),
+            node: if kind == LocalWorkload { "this" } else { "other" }.into(),
             labels: Arc::new(labels),
             nets: if kind == NetworkSet { nets } else { exact },
             ports: if kind == NetworkSet { Vec::new() } else { ports },
         })
 }
 
-fn packet() -> impl Strategy<Value = Packet> {
+pub(crate) fn packet() -> impl Strategy<Value = Packet> {
     let l4 = (protocol(), port(), port(), icmp()).prop_map(|(protocol, source, port, icmp)| {
         let is_icmp = [1, 58].contains(&protocol);
         let kind = u16::from_be_bytes([icmp.kind, icmp.code.unwrap_or(1)]);
@@ -272,121 +261,4 @@ fn packet() -> impl Strategy<Value = Packet> {
     let v6 = || (0u16..6).prop_map(|host| IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, host]).into());
     let addresses = prop_oneof![2 => (v4(), v4()), 1 => (v6(), v6())];
     (addresses, l4).prop_map(|((source, destination), l4)| Packet { source, destination, l4 })
-}
-
-/// Judges packets by compiled tables, as the data plane does.
-struct Tables {
-    endpoints: Endpoints,
-    policies: Policies,
-    decisions: Vec<Decision>,
-}
-
-impl Tables {
-    fn new(compiled: &Compiled) -> Self {
-        let mut endpoints = Endpoints::default();
-        for (addr, class, policy) in &compiled.endpoints {
-            let local = policy.is_some();
-            endpoints.insert(*addr, Endpoint { class: *class, policy: *policy, local });
-        }
-        for (prefix, class) in &compiled.prefixes {
-            endpoints.insert_prefix(*prefix, *class);
-        }
-        let policies = Policies::new(compiled.policies.iter().cloned());
-        Self { endpoints, policies, decisions: compiled.decisions.clone() }
-    }
-
-    fn judge(&self, direction: Direction, packet: &Packet) -> Option<(bool, Decision)> {
-        let (local, peer) = match direction {
-            Direction::Ingress => (packet.destination, packet.source),
-            Direction::Egress => (packet.source, packet.destination),
-        };
-        let policy = self.policies.get(self.endpoints.get(local)?.policy?)?;
-        let table = match direction {
-            Direction::Ingress => &policy.ingress,
-            Direction::Egress => &policy.egress,
-        };
-        let outcome = table.judge(self.endpoints.class(peer), &packet.l4);
-        Some((outcome.allow, self.decisions[outcome.rule.0 as usize].clone()))
-    }
-}
-
-fn runner(pairs: Option<u32>) -> TestRunner {
-    match pairs {
-        Some(pairs) => TestRunner::new(Config::with_cases(pairs.div_ceil(PACKETS as u32))),
-        None => TestRunner::new_with_rng(
-            Config { cases: 2000, failure_persistence: None, ..Config::default() },
-            TestRng::deterministic_rng(RngAlgorithm::ChaCha),
-        ),
-    }
-}
-
-fn agree(
-    policies: &PolicySet,
-    identities: &[Identity],
-    packets: &[Packet],
-) -> Result<(), TestCaseError> {
-    let tables = Tables::new(&compile(policies, identities));
-    let oracle = Oracle { policies, identities };
-    for packet in packets {
-        for direction in [Direction::Ingress, Direction::Egress] {
-            let (judged, expected) =
-                (tables.judge(direction, packet), oracle.judge(direction, packet));
-            prop_assert_eq!(judged, expected, "{:?} of {:?}", direction, packet);
-        }
-    }
-    Ok(())
-}
-
-#[test]
-fn tables_decide_as_the_rules_read() {
-    let pairs = std::env::var("TIELINE_ORACLE_PAIRS").ok();
-    let pairs = pairs.map(|pairs| pairs.parse().expect("TIELINE_ORACLE_PAIRS is a number"));
-    let cluster = (
-        policy_set(),
-        prop::collection::vec(identity(), 0..16),
-        prop::collection::vec(packet(), PACKETS),
-    );
-    let result = runner(pairs)
-        .run(&cluster, |(policies, identities, packets)| agree(&policies, &identities, &packets));
-    result.unwrap_or_else(|error| panic!("{error}"));
-}
-
-#[test]
-fn the_random_packets_meet_every_kind_of_decision() {
-    let mut runner = runner(None);
-    let cluster = (policy_set(), prop::collection::vec(identity(), 0..16));
-    let mut kinds: BTreeMap<&str, usize> = BTreeMap::new();
-    for _ in 0..400 {
-        let (policies, identities) = cluster.new_tree(&mut runner).expect("a cluster").current();
-        let oracle = Oracle { policies: &policies, identities: &identities };
-        for _ in 0..PACKETS {
-            let packet = packet().new_tree(&mut runner).expect("a packet").current();
-            let kind = match oracle.judge(Direction::Ingress, &packet) {
-                Some((true, Decision::Rule { tier, .. })) if tier != "t0" => "allow, later tier",
-                Some((true, Decision::Rule { .. })) => "allow",
-                Some((false, Decision::Rule { .. })) => "deny",
-                Some((_, Decision::TierDefault { .. })) => "tier",
-                Some((_, Decision::Profile { .. })) => "profile",
-                Some((_, Decision::NoPolicy)) | None => "not local",
-            };
-            *kinds.entry(kind).or_default() += 1;
-        }
-    }
-    println!("{kinds:?}");
-    assert!(kinds.len() == 6 && kinds.values().all(|count| *count >= 300), "{kinds:?}");
-}
-
-#[test]
-fn the_order_of_identities_does_not_matter() {
-    let identities = prop::collection::vec(identity(), 0..16);
-    let orders = identities.prop_flat_map(|all| (Just(all.clone()), Just(all).prop_shuffle()));
-    let result = runner(None).run(&(policy_set(), orders), |(policies, (one, other))| {
-        let (one, other) = (compile(&policies, &one), compile(&policies, &other));
-        prop_assert_eq!(one.endpoints, other.endpoints);
-        prop_assert_eq!(one.prefixes, other.prefixes);
-        prop_assert_eq!(one.policies, other.policies);
-        prop_assert_eq!(one.decisions, other.decisions);
-        Ok(())
-    });
-    result.unwrap_or_else(|error| panic!("{error}"));
 }
