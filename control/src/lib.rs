@@ -19,10 +19,14 @@
 //! never matters. Start reading at [`derive`].
 #![forbid(unsafe_code)]
 
+pub mod admin;
+pub mod cli;
 pub mod cluster;
 pub mod derive;
 pub mod federation;
 pub mod link;
 pub mod policy;
+pub mod publish;
 pub mod resolve;
 pub mod state;
+pub mod supervise;

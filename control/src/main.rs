@@ -1,3 +1,8 @@
 //! The `tieline` command.
 #![forbid(unsafe_code)]
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    tieline::cli::main()
+}

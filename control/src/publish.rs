@@ -65,6 +65,11 @@ impl Tables {
         self.publisher.current()
     }
 
+    /// Frees old tables that no worker uses any more.
+    pub fn collect(&mut self) {
+        self.publisher.collect();
+    }
+
     /// Puts into force what has been worked out. Returns whether anything
     /// changed.
     pub fn apply(

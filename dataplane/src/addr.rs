@@ -48,6 +48,23 @@ impl Addr {
         self.0 >> 32 == MAPPED >> 32
     }
 
+    /// Whether packets from or to this address may be forwarded at all. They
+    /// may not when it is unspecified, loopback, link-local, multicast or
+    /// broadcast (RFC 1122 section 3.2.1.3, RFC 3927 section 7, RFC 4291
+    /// sections 2.5 and 2.7). The formerly reserved 240.0.0.0/4 may: clusters
+    /// use it for pods.
+    pub const fn is_forwardable(self) -> bool {
+        if self.is_v4() {
+            let [a, b, ..] = (self.0 as u32).to_be_bytes();
+            let never = matches!((a, b), (0 | 127 | 224..=239, _) | (169, 254));
+            !never && self.0 as u32 != u32::MAX
+        } else {
+            // ::/96 holds the unspecified and the loopback address, and the
+            // deprecated IPv4-compatible ones.
+            self.0 >> 32 != 0 && self.0 >> 120 != 0xff && self.0 >> 118 != 0xfe80 >> 6
+        }
+    }
+
     /// The address in the standard library's form.
     pub fn to_ip(self) -> IpAddr {
         if self.is_v4() {
@@ -211,6 +228,23 @@ mod tests {
         assert!("0.0.0.0/0".parse::<Prefix>().unwrap().is_v4());
         assert!(!"0.0.0.0/0".parse::<Prefix>().unwrap().contains(v6));
         assert!(!"::/0".parse::<Prefix>().unwrap().contains(v4));
+    }
+
+    #[test]
+    fn some_addresses_are_never_forwarded() {
+        let forwardable = |text: &str| Addr::from(text.parse::<IpAddr>().unwrap()).is_forwardable();
+        for text in ["10.0.0.1", "1.0.0.0", "223.255.255.255", "240.0.0.1", "169.253.0.1"] {
+            assert!(forwardable(text), "{text}");
+        }
+        for text in ["0.1.2.3", "127.0.0.1", "224.0.0.1", "239.1.1.1", "255.255.255.255"] {
+            assert!(!forwardable(text), "{text}");
+        }
+        for text in ["fd00::1", "2001:db8::1", "fec0::1", "::1:0:0:1"] {
+            assert!(forwardable(text), "{text}");
+        }
+        for text in ["::", "::1", "fe80::1", "febf::1", "ff02::1", "::10.0.0.1", "169.254.1.1"] {
+            assert!(!forwardable(text), "{text}");
+        }
     }
 
     #[test]

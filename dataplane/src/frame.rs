@@ -154,6 +154,11 @@ impl Memory for HeapMemory {
         let range = self.range(frame);
         &mut self.bytes[range]
     }
+
+    #[inline]
+    fn prefetch(&self, frame: &Frame) {
+        crate::hint::prefetch_bytes(self.bytes(frame));
+    }
 }
 
 #[cfg(test)]

@@ -11,10 +11,23 @@
 #![forbid(unsafe_code)]
 
 pub mod addr;
+pub mod capture;
+pub mod counters;
+pub mod decap;
+pub mod encap;
+pub mod enforce;
+pub mod flow;
 pub mod frame;
+pub mod hint;
+pub mod outer;
 pub mod port;
+pub mod publish;
+pub mod stage;
+mod sync;
 pub mod tables;
+pub mod verdict;
 pub mod wire;
+pub mod worker;
 
 #[cfg(feature = "xsk")]
 pub use tieline_xsk as xsk;

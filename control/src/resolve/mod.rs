@@ -1,4 +1,27 @@
 //! Routes, VTEPs and identities: pure functions of a [`World`].
+//!
+//! Promises: the outcome depends on nothing but the world; what does not fit is
+//! left out and said in a condition, never guessed; local wins over remote, and
+//! of two remote clusters that claim one thing neither gets it. Knows nothing
+//! of policy but the nets of network sets, and nothing of the kernel.
+//!
+//! ```text
+//! own       this node's own place, Felix's settings
+//! claims    what the local cluster owns
+//! vtep      VTEPs of other nodes
+//! routes    which node owns which prefix; the rules of conflict
+//! identity  what rules can see, with inherited labels
+//! ```
+//! Start reading at [`resolve`].
+
+mod claims;
+mod identity;
+mod own;
+mod refusals;
+mod routes;
+mod vtep;
+
+pub use vtep::{mac_v4, mac_v6};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -6,7 +29,8 @@ use std::net::IpAddr;
 use tieline_dataplane::addr::Prefix;
 use tieline_dataplane::wire::{MacAddr, Vni};
 
-use crate::state::{ClusterId, Condition, Identity, World};
+use crate::state::{ClusterId, Condition, Identity, Severity, World};
+use claims::Claims;
 
 /// Which VTEP: a node has one per family of its overlay addresses.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -92,22 +116,27 @@ pub struct Resolved {
 
 /// Works out routes and VTEPs.
 pub fn resolve(world: &World) -> Resolved {
-    let _ = world;
-    Resolved {
-        own: Own {
-            underlay: Vec::new(),
-            tunnel: Vec::new(),
-            mac_v4: MacAddr::default(),
-            mac_v6: MacAddr::default(),
-            vni: Vni::default(),
-            port: 4789,
-            mtu_v4: None,
-            mtu_v6: None,
-        },
-        vteps: BTreeMap::new(),
-        routes: BTreeMap::new(),
-        local_addresses: BTreeSet::new(),
-        conditions: Vec::new(),
+    let mut notes = Notes::default();
+    let own = own::own(world, &mut notes);
+    own::check_equal(world, &own, &mut notes);
+    let claims = Claims::new(world);
+    let vteps = vtep::vteps(world, &claims, &mut notes);
+    let routes = routes::routes(world, &vteps, &claims, &mut notes);
+    identity::check(world, &claims, &mut notes);
+    let pods = world.local.pods.values().filter(|pod| pod.node == world.node);
+    let pods = pods.flat_map(|pod| pod.addresses.iter().copied());
+    let local_addresses = pods.chain(own.tunnel.iter().copied()).collect();
+    Resolved { own, vteps, routes, local_addresses, conditions: notes.0.into_iter().collect() }
+}
+
+/// Conditions, gathered.
+#[derive(Default)]
+struct Notes(BTreeSet<Condition>);
+
+impl Notes {
+    fn add(&mut self, severity: Severity, cluster: &ClusterId, object: String, message: &str) {
+        let (cluster, message) = (cluster.clone(), message.to_owned());
+        self.0.insert(Condition { severity, cluster, object, message });
     }
 }
 
@@ -123,6 +152,8 @@ pub fn vtep_for(resolved: &Resolved, cluster: &ClusterId, node: &str, v4: bool) 
 /// Everything that rules can see: pods and host endpoints of all clusters,
 /// network sets of the local one.
 pub fn identities(world: &World) -> Vec<Identity> {
-    let _ = world;
-    Vec::new()
+    identity::identities(world)
 }
+
+#[cfg(test)]
+mod tests;

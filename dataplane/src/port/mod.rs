@@ -8,6 +8,8 @@ use std::os::fd::RawFd;
 use crate::frame::{Frame, Memory};
 
 pub mod memory;
+#[cfg(feature = "xsk")]
+pub mod xsk;
 
 /// What a port has seen since it was opened, as its kernel side counts it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

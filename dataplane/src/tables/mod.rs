@@ -22,7 +22,7 @@ pub mod vtep;
 pub use endpoint::{ClassId, Endpoint, Endpoints};
 pub use policy::{Clause, EndpointPolicy, L4, Outcome, Policies, PolicyId, Program, RuleId};
 pub use prefix::PrefixMap;
-pub use vtep::{NodeId, Path, Vtep, VtepId, VtepSpec, Vteps};
+pub use vtep::{NodeId, Path, VtepId, VtepSpec, Vteps};
 
 /// Where the addresses of a prefix live.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +45,11 @@ pub struct Overlay {
     pub mac_v4: MacAddr,
     /// Our own VTEP's MAC for IPv6.
     pub mac_v6: MacAddr,
+    /// Our underlay addresses: the outer destinations that we accept.
+    pub underlay: Vec<Addr>,
+    /// Verify non-zero outer UDP checksums on receipt. RFC 7348 leaves it to
+    /// the receiver; the frames of a local veth carry unfinished ones.
+    pub verify_checksum: bool,
     /// Compute the UDP checksum of frames sent over an IPv6 underlay. Without
     /// it the checksum is zero, which RFC 6935 allows for tunnels but which
     /// the receiver must have been told to accept.
@@ -82,6 +87,8 @@ impl Snapshot {
                 port: 4789,
                 mac_v4: MacAddr::default(),
                 mac_v6: MacAddr::default(),
+                underlay: Vec::new(),
+                verify_checksum: false,
                 udp6_checksum: true,
                 gateway_mac: MacAddr::default(),
                 gateway_source_mac: MacAddr::default(),

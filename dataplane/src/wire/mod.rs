@@ -1,15 +1,58 @@
 //! Wire formats: checked views over bytes, and small value types.
 //!
 //! A view is made by `new_checked`, which proves once that every field it
-//! offers lies within the bytes; after that no getter panics. Setters don't
-//! check meaning. Each protocol is one file in the same order: lengths and
-//! field places, the view, its getters, its setters, tests over literal bytes.
+//! offers lies within the bytes; after that no getter panics. Views only read:
+//! what Tieline writes is written whole ([`crate::outer`]) or through
+//! [`ecn::set_ecn`]. Each protocol is one file in the same order: the view, its
+//! getters, tests over literal bytes, a comparison with `etherparse`.
 //! Receivers ignore what the standards tell them to ignore (reserved VXLAN
 //! bits), senders write zero there.
 //!
-//! [`packet`] reads an IP packet as far as forwarding and policy need it.
+//! [`packet`] reads an IP packet as far as forwarding and policy need it: start
+//! there.
 
 use std::fmt;
+
+pub mod checksum;
+pub mod ecn;
+pub mod ethernet;
+pub mod icmp;
+pub mod ipv4;
+pub mod ipv6;
+pub mod packet;
+pub mod tcp;
+pub mod udp;
+pub mod vxlan;
+
+/// IP protocol numbers (IANA "Assigned Internet Protocol Numbers").
+pub mod protocol {
+    /// IPv6 hop-by-hop options (RFC 8200 section 4.3).
+    pub const HOP_BY_HOP: u8 = 0;
+    /// ICMP for IPv4.
+    pub const ICMP: u8 = 1;
+    /// TCP.
+    pub const TCP: u8 = 6;
+    /// UDP.
+    pub const UDP: u8 = 17;
+    /// IPv6 routing header (RFC 8200 section 4.4).
+    pub const ROUTING: u8 = 43;
+    /// IPv6 fragment header (RFC 8200 section 4.5).
+    pub const FRAGMENT: u8 = 44;
+    /// Authentication header (RFC 4302).
+    pub const AUTHENTICATION: u8 = 51;
+    /// ICMP for IPv6.
+    pub const ICMPV6: u8 = 58;
+    /// IPv6 destination options (RFC 8200 section 4.6).
+    pub const DESTINATION_OPTIONS: u8 = 60;
+    /// SCTP.
+    pub const SCTP: u8 = 132;
+}
+
+/// The two bytes at `at` as a number; the place is known to lie within.
+#[inline]
+const fn be16<const N: usize>(bytes: &[u8; N], at: usize) -> u16 {
+    u16::from_be_bytes([bytes[at], bytes[at + 1]])
+}
 
 /// An Ethernet address.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default, PartialOrd, Ord)]

@@ -58,6 +58,37 @@ pub fn explain_lines(
     Ok(summary)
 }
 
+/// The same in words: an answer in several lines, then an empty one.
+pub fn explain_text(
+    explainer: &mut Explainer<'_>,
+    input: impl BufRead,
+    mut output: impl Write,
+) -> io::Result<Summary> {
+    let mut summary = Summary::default();
+    for line in input.split(b'\n') {
+        let line = line?;
+        if line.trim_ascii().is_empty() {
+            continue;
+        }
+        let query = serde_json::from_slice::<Query>(&line).map_err(|error| error.to_string());
+        match query.and_then(|query| explainer.explain(&query).map_err(|error| error.to_string())) {
+            Ok(answer) => {
+                match answer.verdict {
+                    Verdict::Allow => summary.allowed += 1,
+                    Verdict::Deny => summary.denied += 1,
+                }
+                writeln!(output, "{answer}")?;
+            }
+            Err(error) => {
+                summary.errors += 1;
+                writeln!(output, "{error}")?;
+            }
+        }
+    }
+    output.flush()?;
+    Ok(summary)
+}
+
 fn answer(explainer: &mut Explainer<'_>, line: &[u8]) -> Result<(Verdict, Vec<u8>), Refusal> {
     let value: Value = serde_json::from_slice(line)
         .map_err(|error| Refusal { id: None, error: format!("not a JSON object: {error}") })?;

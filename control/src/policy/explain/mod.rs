@@ -28,7 +28,7 @@ use tieline_dataplane::tables::{ClassId, PolicyId, PrefixMap};
 pub use self::answer::{
     Answer, DecidedBy, EndpointInfo, ExplainError, IdentityInfo, RouteInfo, Side, Staged, Verdict,
 };
-pub use self::batch::{Summary, explain_lines};
+pub use self::batch::{Summary, explain_lines, explain_text};
 use self::query::End;
 pub use self::query::{Protocol, Query};
 pub use self::story::{NearMiss, PolicyTrace, RuleTrace, TierTrace};

@@ -1,0 +1,142 @@
+//! The daemon's state as OpenMetrics text.
+//!
+//! Made from a [`Status`] at each scrape: there is no second set of numbers
+//! that could disagree with `tieline status`.
+
+use std::fmt;
+
+use hyper::header::HeaderValue;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+use tieline_dataplane::counters::Tally;
+use tieline_dataplane::verdict::DropReason;
+
+use super::status::{PortStatus, Status};
+
+/// The content type of [`render`]'s text.
+pub(super) const CONTENT_TYPE_VALUE: HeaderValue =
+    HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+
+/// The text for one scrape.
+pub fn render(status: &Status) -> String {
+    let mut registry = Registry::with_prefix("tieline");
+    registry.register_collector(Box::new(View(status.clone())));
+    let mut text = String::new();
+    // Writing to a string never fails.
+    let _ = encode(&mut text, &registry);
+    text
+}
+
+#[derive(Debug)]
+struct View(Status);
+
+impl Collector for View {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        let status = &self.0;
+        packets(status, &mut encoder)?;
+        ports(status, &mut encoder)?;
+        clusters(status, &mut encoder)?;
+        let tables = &status.tables;
+        for (name, help, value) in [
+            ("ready", "whether tables are in force and every worker runs", i64::from(status.ready)),
+            ("tables_generation", "generation of the tables in force", tables.generation as i64),
+            ("routes", "prefixes with an owner", tables.routes as i64),
+            ("vteps", "other ends of tunnels", tables.vteps as i64),
+            ("vteps_unresolved", "tunnel ends whose next hop is not resolved", unresolved(status)),
+            ("endpoints", "addresses with an identity", tables.endpoints as i64),
+            ("policies", "policies of local endpoints", tables.policies as i64),
+            ("flows", "live flows", tables.flows as i64),
+            (
+                "flow_capacity",
+                "flows that the flow table has room for",
+                tables.flow_capacity as i64,
+            ),
+            (
+                "config_rejected",
+                "whether the config file's content is not in force",
+                rejected(status),
+            ),
+            ("conditions_error", "conditions of severity error", severity(status, "error")),
+            ("conditions_warning", "conditions of severity warning", severity(status, "warning")),
+        ] {
+            let gauge = ConstGauge::new(value);
+            gauge.encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)?;
+        }
+        Ok(())
+    }
+}
+
+fn unresolved(status: &Status) -> i64 {
+    status.vteps.iter().filter(|vtep| !vtep.resolved).count() as i64
+}
+
+fn rejected(status: &Status) -> i64 {
+    i64::from(status.config.error.is_some())
+}
+
+fn severity(status: &Status, severity: &str) -> i64 {
+    status.conditions.iter().filter(|condition| condition.severity == severity).count() as i64
+}
+
+fn packets(status: &Status, encoder: &mut DescriptorEncoder) -> fmt::Result {
+    for (name, help, _) in Tally::default().named() {
+        let counter = ConstCounter::new(status.counters.get(name).copied().unwrap_or(0));
+        counter.encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)?;
+    }
+    let help = "dropped packets by reason";
+    let mut family =
+        encoder.encode_descriptor("dropped_packets", help, None, MetricType::Counter)?;
+    for reason in DropReason::ALL {
+        let count = status.drops.get(reason.label()).copied().unwrap_or(0);
+        counted(&mut family, &[("reason", reason.label())], count)?;
+    }
+    Ok(())
+}
+
+fn counted(family: &mut MetricEncoder, labels: &[(&str, &str)], count: u64) -> fmt::Result {
+    ConstCounter::new(count).encode(family.encode_family(&labels)?)
+}
+
+type PortField = (&'static str, &'static str, fn(&PortStatus) -> u64);
+
+const PORT_FIELDS: [PortField; 4] = [
+    ("port_received_frames", "frames received", |port| port.received),
+    ("port_sent_frames", "frames sent", |port| port.sent),
+    ("port_receive_dropped_frames", "frames lost before they reached a worker", |port| {
+        port.receive_dropped
+    }),
+    ("port_send_failed_frames", "frames that the device or kernel refused", |port| {
+        port.send_failed
+    }),
+];
+
+fn ports(status: &Status, encoder: &mut DescriptorEncoder) -> fmt::Result {
+    for (name, help, value) in PORT_FIELDS {
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for worker in &status.workers {
+            let number = worker.worker.to_string();
+            let labels = |port| [("worker", number.as_str()), ("port", port)];
+            counted(&mut family, &labels("underlay"), value(&worker.underlay_port))?;
+            counted(&mut family, &labels("gateway"), value(&worker.gateway_port))?;
+        }
+    }
+    Ok(())
+}
+
+/// One for each remote cluster and its present state.
+fn clusters(status: &Status, encoder: &mut DescriptorEncoder) -> fmt::Result {
+    let help = "remote clusters, each with its state and whether its routes count";
+    let mut family = encoder.encode_descriptor("remote_cluster", help, None, MetricType::Gauge)?;
+    for (name, remote) in status.clusters["remotes"].as_object().into_iter().flatten() {
+        let state = remote["state"].as_str().unwrap_or_default();
+        let overlay = if remote["overlay"] == true { "true" } else { "false" };
+        let labels = [("cluster", name.as_str()), ("state", state), ("overlay", overlay)];
+        ConstGauge::new(1i64).encode(family.encode_family(&&labels[..])?)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,213 @@
+//! `tieline status`
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+
+use super::text::{Columns, Tone, paint};
+use super::{Output, SocketArgs, verdict};
+use crate::admin::status::{ConditionStatus, Status};
+use crate::admin::{Request, client};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct StatusArgs {
+    #[command(flatten)]
+    socket: SocketArgs,
+    /// How to print
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Output,
+}
+
+/// Exits 1 when the daemon is not ready or something that was asked for is not
+/// in force.
+pub(super) fn main(args: &StatusArgs) -> anyhow::Result<ExitCode> {
+    let answer = client::ask(&args.socket.socket, &Request::Status)?;
+    let status: Status = serde_json::from_value(answer.clone())
+        .context("the daemon is of another version than this command")?;
+    match args.output {
+        Output::Json => println!("{}", serde_json::to_string_pretty(&answer)?),
+        Output::Text => print!("{}", render(&status)),
+    }
+    let errors = status.conditions.iter().any(|condition| condition.severity == "error");
+    Ok(verdict(status.ready && status.config.error.is_none() && !errors))
+}
+
+fn render(status: &Status) -> String {
+    let mut out = String::new();
+    let mut section = |title: &str, columns: Columns| {
+        let body = columns.render(2);
+        if !body.is_empty() {
+            out.push_str(&format!("{}\n{body}\n", paint(title, Tone::Strong)));
+        }
+    };
+    section("node", node(status));
+    section("ports", ports(status));
+    section("workers", workers(status));
+    section("clusters", clusters(&status.clusters));
+    section("tunnel ends", vteps(status));
+    section("tables", tables(status));
+    section("packets", counted(&status.counters));
+    section("drops", counted(&status.drops));
+    section("conditions", conditions(&status.conditions));
+    out.truncate(out.trim_end().len());
+    out.push('\n');
+    out
+}
+
+fn node(status: &Status) -> Columns {
+    let mut columns = Columns::default();
+    let state =
+        if status.ready { paint("ready", Tone::Good) } else { paint("not ready", Tone::Bad) };
+    columns.row(["name", &status.node]);
+    columns.row(["state", &state]);
+    columns.row(["version", &status.version]);
+    columns.row(["up", &format!("{} s", status.uptime_seconds)]);
+    columns.row(["config", &status.config.path]);
+    if let Some(error) = &status.config.error {
+        columns.row(["", &paint(&format!("not in force: {error}"), Tone::Bad)]);
+    }
+    if !status.config.restart_needed_for.is_empty() {
+        let keys = status.config.restart_needed_for.join(", ");
+        columns.row(["", &paint(&format!("restart to take over {keys}"), Tone::Warn)]);
+    }
+    columns
+}
+
+fn ports(status: &Status) -> Columns {
+    let mut columns = Columns::default();
+    for device in &status.underlay {
+        columns.row([
+            device.device.clone(),
+            device.mode.clone(),
+            format!("{} queue{}", device.queues, if device.queues == 1 { "" } else { "s" }),
+            format!("MTU {}", device.mtu),
+            device.addresses.join(" "),
+        ]);
+    }
+    if let Some(gateway) = &status.gateway {
+        columns.row([
+            format!("{}/{}", gateway.device, gateway.peer),
+            gateway.mode.clone(),
+            String::new(),
+            format!("MTU {}", gateway.mtu),
+            format!("{} routes in the kernel", gateway.routes),
+        ]);
+    }
+    columns
+}
+
+fn workers(status: &Status) -> Columns {
+    let mut columns = Columns::default();
+    for worker in &status.workers {
+        let cpu = worker.cpu.map_or("not pinned".into(), |cpu| format!("CPU {cpu}"));
+        let lost = worker.underlay_port.receive_dropped + worker.gateway_port.receive_dropped;
+        columns.row([
+            worker.worker.to_string(),
+            worker.underlay.clone(),
+            cpu,
+            format!("{}/{} frames free ({})", worker.frames_free, worker.frames, worker.pages),
+            format!(
+                "underlay rx {} tx {}",
+                worker.underlay_port.received, worker.underlay_port.sent
+            ),
+            format!("gateway rx {} tx {}", worker.gateway_port.received, worker.gateway_port.sent),
+            format!("{lost} lost before us"),
+        ]);
+    }
+    columns
+}
+
+/// The clusters' own account is JSON whose fields are their own; people get the
+/// ones that they ask for first.
+fn clusters(clusters: &serde_json::Value) -> Columns {
+    let mut columns = Columns::default();
+    let text = |value: &serde_json::Value, key: &str| match value.get(key) {
+        Some(serde_json::Value::String(text)) => text.clone(),
+        Some(serde_json::Value::Null) | None => String::new(),
+        Some(other) => other.to_string(),
+    };
+    let mut row = |name: String, cluster: &serde_json::Value| {
+        let objects: u64 = cluster
+            .get("objects")
+            .and_then(serde_json::Value::as_object)
+            .map_or(0, |kinds| kinds.values().filter_map(serde_json::Value::as_u64).sum());
+        columns.row([
+            name,
+            text(cluster, "state"),
+            format!("{objects} objects"),
+            text(cluster, "overlay_reason"),
+            text(cluster, "error"),
+        ]);
+    };
+    if let Some(local) = clusters.get("local") {
+        row("local".into(), local);
+    }
+    match clusters.get("remotes") {
+        Some(serde_json::Value::Object(remotes)) => {
+            for (name, cluster) in remotes {
+                row(name.clone(), cluster);
+            }
+        }
+        Some(serde_json::Value::Array(remotes)) => {
+            for cluster in remotes {
+                row(text(cluster, "name"), cluster);
+            }
+        }
+        _ => {}
+    }
+    columns
+}
+
+fn vteps(status: &Status) -> Columns {
+    let mut columns = Columns::default();
+    for vtep in &status.vteps {
+        let tone = if vtep.resolved { Tone::Good } else { Tone::Bad };
+        columns.row([
+            format!("{}:{}", vtep.cluster, vtep.node),
+            vtep.underlay.clone(),
+            vtep.mac.clone(),
+            paint(&vtep.adjacency, tone),
+        ]);
+    }
+    columns
+}
+
+fn tables(status: &Status) -> Columns {
+    let tables = &status.tables;
+    let mut columns = Columns::default();
+    columns.row([
+        format!("generation {}", tables.generation),
+        format!("{} routes", tables.routes),
+        format!("{} tunnel ends", tables.vteps),
+        format!("{} addresses", tables.endpoints),
+        format!("{} prefixes", tables.prefixes),
+        format!("{} policies", tables.policies),
+    ]);
+    columns.row([
+        format!("flows {}/{}", tables.flows, tables.flow_capacity),
+        format!("{} KiB", tables.flow_bytes / 1024),
+    ]);
+    columns
+}
+
+fn counted(counters: &std::collections::BTreeMap<String, u64>) -> Columns {
+    let mut columns = Columns::default();
+    for (name, count) in counters {
+        columns.row([name.clone(), count.to_string()]);
+    }
+    columns
+}
+
+fn conditions(conditions: &[ConditionStatus]) -> Columns {
+    let mut columns = Columns::default();
+    for condition in conditions {
+        let tone = if condition.severity == "error" { Tone::Bad } else { Tone::Warn };
+        columns.row([
+            paint(&condition.severity, tone),
+            condition.cluster.clone(),
+            condition.object.clone(),
+            condition.message.clone(),
+        ]);
+    }
+    columns
+}

@@ -1,0 +1,231 @@
+//! The daemon: sources, tables, ports and the kernel's side put together.
+//!
+//! ```text
+//! federation --World--> derive --> tables (one swap) --> XDP peers --> kernel routes
+//! netlink ----devices, adjacencies----^
+//! config file, admin socket, signals: between two steps of the above
+//! ```
+//!
+//! One loop on one thread: [`Daemon::step`] waits for the next thing to happen,
+//! deals with it, and never waits for one remote cluster, device or asker.
+//! Whatever happens, the outcome follows from the present state of the world,
+//! the kernel and the configuration: [`Daemon::reconcile`] may be called at any
+//! time and as often as one likes.
+//!
+//! Start reading at [`Daemon::step`]; `kernel` is the reconciliation, `ports`
+//! the workers' life, `reload` the configuration file, `report` the status.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use tieline_config::Config;
+use tieline_dataplane::flow::FlowTable;
+use tokio::sync::mpsc;
+use tracing::{error, info};
+
+use crate::admin::server::Server;
+use crate::admin::{Asked, Desk, Explained, Request, Response};
+use crate::derive::{Derived, Deriver};
+use crate::federation::Federation;
+use crate::link::{Adjacency, Gateway, Netlink, Underlay};
+use crate::publish::Tables;
+use crate::state::{Condition, World};
+
+pub(crate) mod kernel;
+mod log;
+mod ports;
+pub(crate) mod reload;
+mod report;
+
+use ports::Dataplane;
+use reload::ConfigFile;
+
+/// How often what nobody tells by itself is looked at.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Runs the daemon until SIGTERM or SIGINT.
+pub async fn run(config_path: &Path) -> anyhow::Result<()> {
+    let config = Config::load(config_path)?;
+    let log = log::start(&config.log);
+    abort_on_panic();
+    let mut terminate = signal(tokio::signal::unix::SignalKind::terminate())?;
+    let mut interrupt = signal(tokio::signal::unix::SignalKind::interrupt())?;
+    let mut daemon = Daemon::start(config_path, config, log).await?;
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            ended = daemon.step() => ended?,
+        }
+    }
+    daemon.stop().await;
+    Ok(())
+}
+
+fn signal(kind: tokio::signal::unix::SignalKind) -> anyhow::Result<tokio::signal::unix::Signal> {
+    tokio::signal::unix::signal(kind).context("cannot listen for signals")
+}
+
+/// A panic is a defect of ours. The process ends at once: its XDP links go with
+/// it, so the node's traffic goes to the kernel, and whoever supervises the
+/// process starts a new one.
+fn abort_on_panic() {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        print(panic);
+        std::process::abort();
+    }));
+}
+
+/// The daemon's parts.
+struct Daemon {
+    node: String,
+    config: ConfigFile,
+    log: log::LogControl,
+    started: Instant,
+    federation: Federation,
+    netlink: Netlink,
+    tables: Tables,
+    flows: Arc<FlowTable>,
+    asked: mpsc::Receiver<Asked>,
+    deriver: Deriver,
+    /// What the world amounts to; nothing before the local cluster is known.
+    derived: Option<Arc<Derived>>,
+    underlay: Underlay,
+    gateway: Option<Gateway>,
+    adjacencies: BTreeMap<IpAddr, Adjacency>,
+    dataplane: Option<Dataplane>,
+    kernel_routes: usize,
+    /// Conditions of the kernel's side, anew with every reconciliation.
+    conditions: Vec<Condition>,
+    /// What the last change of the world took, from here to the tables.
+    last_change: Duration,
+}
+
+impl Daemon {
+    async fn start(path: &Path, config: Config, log: log::LogControl) -> anyhow::Result<Self> {
+        let node = config.node_name()?;
+        info!(node, version = env!("CARGO_PKG_VERSION"), "starting");
+        let (desk, asked) = Desk::new();
+        let socket = &config.admin.socket;
+        let server = Server::bind(socket)
+            .with_context(|| format!("admin.socket: cannot listen at {}", socket.display()))?;
+        tokio::spawn(server.serve(desk.clone()));
+        if let Some(address) = config.admin.metrics {
+            crate::admin::http::serve(address, desk)
+                .await
+                .with_context(|| format!("admin.metrics: cannot listen at {address}"))?;
+        }
+        let entries = usize::try_from(config.flow_table.entries)?;
+        let flows = FlowTable::new(entries, reload::timeouts(&config.flow_table.timeouts));
+        Ok(Self {
+            federation: Federation::new(reload::federation(&node, &config)),
+            node,
+            config: ConfigFile::new(path, config)?,
+            log,
+            started: Instant::now(),
+            netlink: Netlink::open()?,
+            tables: Tables::default(),
+            flows: Arc::new(flows),
+            asked,
+            deriver: Deriver::default(),
+            derived: None,
+            underlay: Underlay::default(),
+            gateway: None,
+            adjacencies: BTreeMap::new(),
+            dataplane: None,
+            kernel_routes: 0,
+            conditions: Vec::new(),
+            last_change: Duration::ZERO,
+        })
+    }
+
+    /// Waits for the next thing to happen and deals with it. Fails only when
+    /// the daemon can't go on.
+    async fn step(&mut self) -> anyhow::Result<()> {
+        tokio::select! {
+            world = self.federation.changed() => self.take_world(world).await,
+            changed = self.netlink.changed() => {
+                changed?;
+                self.reconcile().await;
+            }
+            () = self.config.changed() => self.reload().await,
+            Some(asked) = self.asked.recv() => self.answer(asked),
+            () = tokio::time::sleep(TICK) => self.tick().await?,
+        }
+        Ok(())
+    }
+
+    /// Works out what follows from a changed world. Tables come first: the time
+    /// from a changed label to its effect is what users feel.
+    async fn take_world(&mut self, world: Arc<World>) {
+        if self.derived.as_ref().is_some_and(|derived| Arc::ptr_eq(&derived.world, &world)) {
+            return;
+        }
+        let begun = Instant::now();
+        self.derived = Some(Arc::new(self.deriver.derive(world)));
+        self.publish();
+        self.last_change = begun.elapsed();
+        self.reconcile().await;
+    }
+
+    /// What no event tells: workers that have ended, old tables to free, a
+    /// kernel's side that could not be set up.
+    async fn tick(&mut self) -> anyhow::Result<()> {
+        self.tables.collect();
+        if let Some(dataplane) = &mut self.dataplane {
+            dataplane.check().context("a worker has ended")?;
+        } else if self.derived.is_some() {
+            self.reconcile().await;
+        }
+        Ok(())
+    }
+
+    /// Takes over the configuration file's new content, whole or not at all.
+    async fn reload(&mut self) {
+        if !self.config.reload() {
+            return;
+        }
+        self.log.apply(&self.config.current.log);
+        self.federation.reconfigure(reload::federation(&self.node, &self.config.current));
+        self.reconcile().await;
+    }
+
+    fn answer(&mut self, asked: Asked) {
+        let answer = match asked.request {
+            Request::Status => serde_json::to_value(self.status()),
+            Request::Explain { lines, text } => match &self.derived {
+                Some(derived) => serde_json::to_value(Explained::new(derived, &lines, text)),
+                None => {
+                    let reason = "the local cluster is not known yet; see `tieline status`";
+                    let _ = asked.reply.send(Response::Error(reason.into()));
+                    return;
+                }
+            },
+        };
+        let response = match answer {
+            Ok(answer) => Response::Answer(answer),
+            Err(error) => Response::Error(format!("the answer can't be written: {error}")),
+        };
+        // The asker may have gone.
+        let _ = asked.reply.send(response);
+    }
+
+    /// Leaves the node as it was found.
+    async fn stop(mut self) {
+        info!("stopping");
+        // The kernel's routes go first, so that no packet is sent to a gateway
+        // that nobody serves.
+        let removed = self.netlink.remove(&self.gateway_spec()).await;
+        if let Err(error) = removed {
+            error!(%error, "the gateway is not removed");
+        }
+        if let Some(dataplane) = self.dataplane.take() {
+            dataplane.stop();
+        }
+    }
+}

@@ -1,0 +1,531 @@
+//! The flows of all workers: which connections are known, and what was decided
+//! about them.
+//!
+//! One table for the node, because the two directions of a flow reach
+//! different workers. A flow takes one cache line of plain atomics, without
+//! pointers; a lookup reads that line and never locks.
+//!
+//! An entry is written under a sequence number: odd while a writer is at it.
+//! Readers copy the words and take them only if the number was even and the
+//! same before and after; otherwise they treat the line as no match, and the
+//! packet is judged by policy instead, which costs time but never correctness.
+//! A writer that finds a line being written goes on to the next.
+//!
+//! A flow may stand in any of the [`WINDOW`] lines that follow from its hash.
+//! When all of them hold live flows, the one that was idle longest among those
+//! that never had an answer gives way; if all had answers, the new flow is
+//! refused and its packet dropped (`flow_table_full`). So a flood of random
+//! packets displaces other unanswered flows, but no established one.
+//!
+//! Ageing needs no timer: a line whose flow has been idle for longer than its
+//! kind allows counts as free.
+
+use crate::sync::{AtomicU64, Ordering, fence};
+use crate::tables::{RuleId, VtepId};
+use crate::wire::{protocol, tcp};
+
+mod hash;
+mod key;
+
+pub use hash::FlowHasher;
+pub use key::{FlowKey, FlowTuple};
+
+/// Lines that one flow may stand in.
+pub const WINDOW: usize = 8;
+
+/// Milliseconds in one tick of [`Tick`].
+pub const TICK_MS: u64 = 100;
+
+/// Ticks for which a flow that was seen needs neither a look at its timeout nor
+/// a note of having been seen again: one second. So a busy flow's line is
+/// written once a second, and ages at most that much too early.
+const FRESH: u32 = (1000 / TICK_MS) as u32;
+
+/// Coarse time: [`TICK_MS`] since some fixed moment; 32 bits are 13 years.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tick(pub u32);
+
+impl Tick {
+    /// The tick at a monotonic time in nanoseconds.
+    pub const fn from_nanoseconds(ns: u64) -> Self {
+        Self((ns / (TICK_MS * 1_000_000)) as u32)
+    }
+
+    const fn since(self, earlier: Self) -> u32 {
+        let ticks = self.0.wrapping_sub(earlier.0);
+        // Another worker's clock may be a tick ahead of ours.
+        if ticks > u32::MAX / 2 { 0 } else { ticks }
+    }
+}
+
+/// How long a flow may be idle, in seconds, at least one. The defaults are conntrack's
+/// orders of magnitude.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// TCP without an answer.
+    pub tcp_syn: u32,
+    /// TCP with an answer.
+    pub tcp_established: u32,
+    /// TCP after a reset or after both ends have finished.
+    pub tcp_closing: u32,
+    /// UDP without an answer.
+    pub udp: u32,
+    /// UDP with an answer.
+    pub udp_replied: u32,
+    /// ICMP and ICMPv6.
+    pub icmp: u32,
+    /// Any other protocol.
+    pub other: u32,
+    /// Fragments of a packet after its first one.
+    pub fragments: u32,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            tcp_syn: 60,
+            tcp_established: 24 * 3600,
+            tcp_closing: 10,
+            udp: 30,
+            udp_replied: 120,
+            icmp: 30,
+            other: 600,
+            fragments: 30,
+        }
+    }
+}
+
+/// What is remembered of a flow besides its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowState {
+    /// Whether its packets may pass.
+    pub allow: bool,
+    /// Whether the low end began it.
+    pub from_low: bool,
+    /// Whether the low end is the one on this node.
+    pub low_is_local: bool,
+    /// Whether the other end has answered.
+    pub replied: bool,
+    /// TCP: the end that began has sent FIN.
+    pub fin_initiator: bool,
+    /// TCP: the other end has sent FIN.
+    pub fin_responder: bool,
+    /// TCP: either end has sent RST.
+    pub reset: bool,
+    /// The VTEP of the remote end.
+    pub vtep: VtepId,
+    /// What decided.
+    pub rule: RuleId,
+    /// Low 32 bits of the generation of the tables that it was judged by.
+    pub generation: u32,
+}
+
+const ALLOW: u64 = 1 << 32;
+const FROM_LOW: u64 = 1 << 33;
+const LOW_IS_LOCAL: u64 = 1 << 34;
+const REPLIED: u64 = 1 << 35;
+const FIN_INITIATOR: u64 = 1 << 36;
+const FIN_RESPONDER: u64 = 1 << 37;
+const RESET: u64 = 1 << 38;
+const FRAGMENT: u64 = 1 << 39;
+
+/// Whether the bits say that the connection is over.
+const fn closing(bits: u64) -> bool {
+    const BOTH: u64 = FIN_INITIATOR | FIN_RESPONDER;
+    bits & RESET != 0 || bits & BOTH == BOTH
+}
+
+impl FlowState {
+    /// Whether the connection is over.
+    pub const fn closing(&self) -> bool {
+        self.reset || self.fin_initiator && self.fin_responder
+    }
+
+    fn bits(&self, fragment: bool) -> u64 {
+        let flag = |set: bool, bit: u64| if set { bit } else { 0 };
+        u64::from(self.vtep.0)
+            | flag(self.allow, ALLOW)
+            | flag(self.from_low, FROM_LOW)
+            | flag(self.low_is_local, LOW_IS_LOCAL)
+            | flag(self.replied, REPLIED)
+            | flag(self.fin_initiator, FIN_INITIATOR)
+            | flag(self.fin_responder, FIN_RESPONDER)
+            | flag(self.reset, RESET)
+            | flag(fragment, FRAGMENT)
+    }
+
+    fn from_bits(bits: u64, rule: RuleId, generation: u32) -> Self {
+        Self {
+            allow: bits & ALLOW != 0,
+            from_low: bits & FROM_LOW != 0,
+            low_is_local: bits & LOW_IS_LOCAL != 0,
+            replied: bits & REPLIED != 0,
+            fin_initiator: bits & FIN_INITIATOR != 0,
+            fin_responder: bits & FIN_RESPONDER != 0,
+            reset: bits & RESET != 0,
+            vtep: VtepId(bits as u32),
+            rule,
+            generation,
+        }
+    }
+}
+
+/// One flow: a cache line of atomics.
+#[repr(align(64))]
+struct Line {
+    /// Sequence number: 0 never used, odd being written. Upper half: rule.
+    sequence: AtomicU64,
+    /// Low end, high end: upper half, lower half of each.
+    ends: [AtomicU64; 4],
+    tuple: AtomicU64,
+    state: AtomicU64,
+    /// Upper half: generation; lower half: tick when last seen.
+    seen: AtomicU64,
+}
+
+impl Line {
+    fn new() -> Self {
+        let zero = || AtomicU64::new(0);
+        Self {
+            sequence: zero(),
+            ends: [zero(), zero(), zero(), zero()],
+            tuple: zero(),
+            state: zero(),
+            seen: zero(),
+        }
+    }
+
+    /// The line's words, if nobody was writing them.
+    #[inline(always)]
+    fn read(&self) -> Option<Words> {
+        let sequence = self.sequence.load(Ordering::Acquire);
+        if sequence & 1 == 1 {
+            return None;
+        }
+        let word = |at: &AtomicU64| at.load(Ordering::Relaxed);
+        let words = Words {
+            sequence,
+            ends: [
+                word(&self.ends[0]),
+                word(&self.ends[1]),
+                word(&self.ends[2]),
+                word(&self.ends[3]),
+            ],
+            tuple: word(&self.tuple),
+            state: word(&self.state),
+            seen: word(&self.seen),
+        };
+        fence(Ordering::Acquire);
+        (self.sequence.load(Ordering::Relaxed) == sequence).then_some(words)
+    }
+
+    /// Becomes the line's only writer, if it still is as it was read.
+    fn lock(&self, words: &Words) -> bool {
+        let odd = words.sequence | 1;
+        let won = self
+            .sequence
+            .compare_exchange(words.sequence, odd, Ordering::Acquire, Ordering::Relaxed)
+            .is_ok();
+        // The words below must not be seen to change before the number is odd.
+        fence(Ordering::Release);
+        won
+    }
+
+    /// Writes the words and lets readers at them again.
+    fn unlock(&self, words: &Words) {
+        let store = |at: &AtomicU64, value| at.store(value, Ordering::Relaxed);
+        for (at, end) in self.ends.iter().zip(words.ends) {
+            store(at, end);
+        }
+        store(&self.tuple, words.tuple);
+        store(&self.state, words.state);
+        store(&self.seen, words.seen);
+        let number = (words.sequence as u32 & !1).wrapping_add(2);
+        // 0 is kept for lines that were never used.
+        let number = if number == 0 { 2 } else { number };
+        let sequence = words.sequence & !0xffff_ffff | u64::from(number);
+        self.sequence.store(sequence, Ordering::Release);
+    }
+}
+
+/// A copy of a line's words.
+#[derive(Clone, Copy)]
+struct Words {
+    sequence: u64,
+    ends: [u64; 4],
+    tuple: u64,
+    state: u64,
+    seen: u64,
+}
+
+impl Words {
+    fn new(key: &FlowKey, state: &FlowState, now: Tick, sequence: u64) -> Self {
+        let (low, high) = (key.low.bits(), key.high.bits());
+        Self {
+            sequence: u64::from(state.rule.0) << 32 | sequence & 0xffff_ffff,
+            ends: [(low >> 64) as u64, low as u64, (high >> 64) as u64, high as u64],
+            tuple: key.tuple,
+            state: state.bits(key.fragment),
+            seen: u64::from(state.generation) << 32 | u64::from(now.0),
+        }
+    }
+
+    #[inline]
+    fn is(&self, key: &FlowKey) -> bool {
+        let (low, high) = (key.low.bits(), key.high.bits());
+        let [a, b, c, d] = self.ends;
+        // Word by word and without branches: compared as arrays, the words
+        // would be stored and loaded again at another width.
+        let ends = (a ^ (low >> 64) as u64)
+            | (b ^ low as u64)
+            | (c ^ (high >> 64) as u64)
+            | (d ^ high as u64);
+        let rest = (self.tuple ^ key.tuple)
+            | (u64::from(self.state & FRAGMENT != 0) ^ u64::from(key.fragment));
+        ends | rest == 0
+    }
+
+    fn protocol(&self) -> u8 {
+        (self.tuple >> 24) as u8
+    }
+
+    fn never_used(&self) -> bool {
+        self.sequence as u32 == 0
+    }
+
+    fn last_seen(&self) -> Tick {
+        Tick(self.seen as u32)
+    }
+
+    fn flow(&self) -> FlowState {
+        let rule = RuleId((self.sequence >> 32) as u32);
+        FlowState::from_bits(self.state, rule, (self.seen >> 32) as u32)
+    }
+
+    fn key(&self) -> FlowKey {
+        let addr = |high: u64, low: u64| {
+            crate::addr::Addr::from_bits(u128::from(high) << 64 | u128::from(low))
+        };
+        FlowKey {
+            low: addr(self.ends[0], self.ends[1]),
+            high: addr(self.ends[2], self.ends[3]),
+            tuple: self.tuple,
+            fragment: self.state & FRAGMENT != 0,
+        }
+    }
+}
+
+/// No line can take the new flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no place is left for a new flow")]
+pub struct Full;
+
+/// A flow that was found, and where.
+#[derive(Clone, Copy)]
+pub struct Found {
+    line: usize,
+    words: Words,
+    /// What is remembered of it.
+    pub state: FlowState,
+}
+
+/// The table.
+pub struct FlowTable {
+    lines: Box<[Line]>,
+    mask: usize,
+    hasher: FlowHasher,
+    timeouts: Timeouts,
+}
+
+impl FlowTable {
+    /// A table for about `capacity` flows (rounded up to a power of two), 64
+    /// bytes each, whose hash is keyed at random.
+    pub fn new(capacity: usize, timeouts: Timeouts) -> Self {
+        Self::with_hasher(capacity, timeouts, FlowHasher::random())
+    }
+
+    /// A table with a hash of known key: for tests and goldens, which need the
+    /// same outer source port in every run.
+    pub fn with_hasher(capacity: usize, timeouts: Timeouts, hasher: FlowHasher) -> Self {
+        let capacity = capacity.max(1).next_power_of_two();
+        // The windows of the last lines reach beyond the power of two.
+        let lines = std::iter::repeat_with(Line::new).take(capacity + WINDOW - 1).collect();
+        Self { lines, mask: capacity - 1, hasher, timeouts }
+    }
+
+    /// The keyed hash of this table.
+    pub fn hasher(&self) -> &FlowHasher {
+        &self.hasher
+    }
+
+    /// Bytes that the table occupies.
+    pub fn bytes(&self) -> usize {
+        self.lines.len() * size_of::<Line>()
+    }
+
+    /// Number of flows that the table is made for.
+    pub fn capacity(&self) -> usize {
+        self.mask + 1
+    }
+
+    fn home(&self, hash: u64) -> usize {
+        hash as usize & self.mask
+    }
+
+    /// Asks the CPU to load the line where a flow most likely stands.
+    #[inline]
+    pub fn prefetch(&self, hash: u64) {
+        crate::hint::prefetch(&self.lines[self.home(hash)]);
+    }
+
+    /// The flow with this name, unless it has been idle for too long.
+    #[inline(always)]
+    pub fn find(&self, tuple: &FlowTuple, now: Tick) -> Option<Found> {
+        let home = self.home(tuple.hash);
+        for (at, line) in self.lines[home..home + WINDOW].iter().enumerate() {
+            let Some(words) = line.read() else { continue };
+            if words.is(&tuple.key) {
+                if self.expired(&words, now) {
+                    return None;
+                }
+                return Some(Found { line: home + at, words, state: words.flow() });
+            }
+            if words.never_used() {
+                return None;
+            }
+        }
+        None
+    }
+
+    /// Notes a packet of a flow that was found: when, and what it tells of the
+    /// connection. Writes only what has changed.
+    #[inline(always)]
+    pub fn touch(&self, found: &Found, from_low: bool, tcp_flags: u8, now: Tick) {
+        let line = &self.lines[found.line];
+        // Should the line have got another flow meanwhile, the words differ and
+        // the exchange fails. If by chance they are equal, that flow may age
+        // as this one would; its verdict and generation are never touched here.
+        let mut bits = found.words.state;
+        if from_low != found.state.from_low {
+            bits |= REPLIED;
+        }
+        if tcp_flags & (tcp::FIN | tcp::RST) != 0 && found.words.protocol() == protocol::TCP {
+            bits |= match (tcp_flags & tcp::RST != 0, from_low == found.state.from_low) {
+                (true, _) => RESET,
+                (false, true) => FIN_INITIATOR,
+                (false, false) => FIN_RESPONDER,
+            };
+        }
+        if bits != found.words.state {
+            let (old, order) = (found.words.state, Ordering::Relaxed);
+            let _lost_to_another_worker = line.state.compare_exchange(old, bits, order, order);
+        }
+        if now.since(found.words.last_seen()) > FRESH {
+            let old = found.words.seen;
+            let new = old & !0xffff_ffff | u64::from(now.0);
+            let order = Ordering::Relaxed;
+            let _lost_to_another_worker = line.seen.compare_exchange(old, new, order, order);
+        }
+    }
+
+    /// Replaces what is remembered of a flow that was found. Without effect
+    /// when another worker has changed it meanwhile.
+    pub fn update(&self, found: &Found, state: &FlowState, now: Tick) {
+        let key = found.words.key();
+        let line = &self.lines[found.line];
+        if line.lock(&found.words) {
+            line.unlock(&Words::new(&key, state, now, found.words.sequence));
+        }
+    }
+
+    /// Remembers a new flow, in the place of one with the same name if there
+    /// is one.
+    pub fn insert(&self, tuple: &FlowTuple, state: &FlowState, now: Tick) -> Result<(), Full> {
+        // A place can be lost to another worker; every loss means that some
+        // worker has progressed, so a few attempts are plenty.
+        for _ in 0..4 {
+            let Some((at, words)) = self.place(tuple, now) else { return Err(Full) };
+            let line = &self.lines[at];
+            if line.lock(&words) {
+                line.unlock(&Words::new(&tuple.key, state, now, words.sequence));
+                return Ok(());
+            }
+        }
+        Err(Full)
+    }
+
+    /// The line for a new flow: its own old one, a free one, or that of the
+    /// flow which gives way.
+    fn place(&self, tuple: &FlowTuple, now: Tick) -> Option<(usize, Words)> {
+        let home = self.home(tuple.hash);
+        let mut free = None;
+        let mut oldest: Option<(usize, Words)> = None;
+        for (at, line) in self.lines[home..home + WINDOW].iter().enumerate() {
+            let Some(words) = line.read() else { continue };
+            let here = (home + at, words);
+            if words.never_used() {
+                return free.or(Some(here));
+            }
+            if words.is(&tuple.key) {
+                return Some(here);
+            }
+            if self.expired(&words, now) {
+                free = free.or(Some(here));
+            } else if words.state & REPLIED == 0 {
+                let older = |(_, other): &(usize, Words)| {
+                    now.since(words.last_seen()) > now.since(other.last_seen())
+                };
+                if oldest.as_ref().is_none_or(older) {
+                    oldest = Some(here);
+                }
+            }
+        }
+        free.or(oldest)
+    }
+
+    #[inline(always)]
+    fn expired(&self, words: &Words, now: Tick) -> bool {
+        let idle = now.since(words.last_seen());
+        idle > FRESH && self.timed_out(words.state, words.protocol(), idle)
+    }
+
+    #[cold]
+    fn timed_out(&self, state: u64, protocol: u8, idle: u32) -> bool {
+        u64::from(idle) * TICK_MS > u64::from(self.timeout(state, protocol)) * 1000
+    }
+
+    fn timeout(&self, state: u64, protocol: u8) -> u32 {
+        let timeouts = &self.timeouts;
+        let replied = state & REPLIED != 0;
+        if state & FRAGMENT != 0 {
+            return timeouts.fragments;
+        }
+        match protocol {
+            protocol::TCP if closing(state) => timeouts.tcp_closing,
+            protocol::TCP if replied => timeouts.tcp_established,
+            protocol::TCP => timeouts.tcp_syn,
+            protocol::UDP if replied => timeouts.udp_replied,
+            protocol::UDP => timeouts.udp,
+            protocol::ICMP | protocol::ICMPV6 => timeouts.icmp,
+            _ => timeouts.other,
+        }
+    }
+
+    /// The live flows, for a look from outside; each is right by itself.
+    pub fn iter(&self, now: Tick) -> impl Iterator<Item = (FlowKey, FlowState)> {
+        self.lines.iter().filter_map(move |line| {
+            let words = line.read()?;
+            let live = !words.never_used() && !self.expired(&words, now);
+            live.then(|| (words.key(), words.flow()))
+        })
+    }
+}
+
+impl std::fmt::Debug for FlowTable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FlowTable").field("capacity", &self.capacity()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

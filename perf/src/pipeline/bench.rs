@@ -1,0 +1,288 @@
+//! How a batch is measured.
+//!
+//! Every flow is its own packet; the flows are visited in an order that no
+//! prefetcher guesses. Before the clock starts, a batch's bytes are put into
+//! recycled frame buffers, as a device puts them into the cache. Then the
+//! stage runs. After the clock has stopped, the output is read back into a
+//! checksum. The clock's own cost is left out.
+
+use std::time::Instant;
+
+use tieline_dataplane::counters::Tally;
+use tieline_dataplane::decap::decap;
+use tieline_dataplane::encap::encap;
+use tieline_dataplane::enforce::Context;
+use tieline_dataplane::flow::{FlowTable, Tick};
+use tieline_dataplane::frame::{Frame, HeapMemory, Memory};
+use tieline_dataplane::hint;
+use tieline_dataplane::publish::Publisher;
+use tieline_dataplane::stage::Batch;
+use tieline_dataplane::tables::Snapshot;
+use tieline_dataplane::verdict::Verdict;
+use tieline_dataplane::wire::checksum;
+
+use super::world::{self, World};
+
+/// Frame buffers, used in turn.
+const BUFFERS: u32 = 2048;
+const BUFFER_LEN: u32 = 2048;
+const HEADROOM: u32 = 256;
+
+/// The time-stamp counter's rate and its own cost.
+pub(crate) struct Clock {
+    /// Clocks per nanosecond.
+    pub(crate) per_nanosecond: f64,
+    /// Clocks that reading it twice costs.
+    own: u64,
+}
+
+impl Clock {
+    pub(crate) fn calibrate() -> Self {
+        let own = (0..1000)
+            .map(|_| {
+                let start = hint::cycles();
+                hint::cycles() - start
+            })
+            .min()
+            .unwrap_or(0);
+        let (start, since) = (hint::cycles(), Instant::now());
+        while since.elapsed().as_millis() < 50 {
+            std::hint::spin_loop();
+        }
+        let clocks = hint::cycles() - start;
+        Self { per_nanosecond: clocks as f64 / since.elapsed().as_nanos() as f64, own }
+    }
+
+    pub(crate) fn describe(&self) -> String {
+        format!(
+            "time-stamp counter at {:.2} GHz; its own {} clocks per batch are left out",
+            self.per_nanosecond, self.own
+        )
+    }
+}
+
+/// Whether large memory is on large pages, as the kernel says.
+pub(crate) fn pages() -> String {
+    let rollup = std::fs::read_to_string("/proc/self/smaps_rollup").unwrap_or_default();
+    let kib = |name: &str| {
+        let line = rollup.lines().find(|line| line.starts_with(name))?;
+        line.split_whitespace().nth(1)?.parse::<u64>().ok()
+    };
+    match (kib("AnonHugePages:"), kib("Rss:")) {
+        (Some(huge), Some(all)) => {
+            format!(
+                "memory at the end: {} MiB, of which {} MiB on huge pages",
+                all >> 10,
+                huge >> 10
+            )
+        }
+        _ => "the kernel does not tell the size of pages".to_owned(),
+    }
+}
+
+/// Which of the stages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Direction {
+    Encap,
+    Decap,
+}
+
+/// The outcome of one run.
+pub(crate) struct Figures {
+    /// Clocks per packet.
+    pub(crate) clocks: f64,
+    /// Batches during which the CPU was taken away.
+    pub(crate) left_out: usize,
+    pub(crate) checksum: u16,
+}
+
+pub(crate) struct Bench<'a> {
+    world: &'a World,
+    clock: &'a Clock,
+    direction: Direction,
+    flows: usize,
+    batch_len: usize,
+    memory: HeapMemory,
+    batch: Batch,
+    tally: Tally,
+    /// Flows and buffers used so far.
+    next: usize,
+    /// Packets that the stage has dropped; the floor gives no verdicts.
+    pub(crate) dropped: usize,
+    started: Instant,
+}
+
+impl<'a> Bench<'a> {
+    pub(crate) fn new(
+        world: &'a World,
+        direction: Direction,
+        flows: usize,
+        batch_len: usize,
+        clock: &'a Clock,
+    ) -> Self {
+        let mut memory = HeapMemory::new(BUFFERS, BUFFER_LEN);
+        // Hold every buffer: they are used in turn, not as they come free.
+        while memory.allocate().is_some() {}
+        Self {
+            world,
+            clock,
+            direction,
+            flows,
+            batch_len: batch_len.clamp(1, flows.min(BUFFERS as usize)),
+            memory,
+            batch: Batch::new(batch_len),
+            tally: Tally::default(),
+            next: 0,
+            dropped: 0,
+            started: Instant::now(),
+        }
+    }
+
+    /// Begins every flow.
+    pub(crate) fn warm(&mut self, flows: &FlowTable) {
+        let direction = self.direction;
+        let tables = &self.world.tables;
+        self.run(self.flows, |memory, batch| {
+            stage(direction, tables, flows, Tick(0), memory, batch, &mut Tally::default());
+        });
+    }
+
+    /// Lets so many packets through the stage.
+    pub(crate) fn packets(&mut self, packets: usize, flows: &FlowTable) -> Figures {
+        let (direction, started) = (self.direction, self.started);
+        let tables = &self.world.tables;
+        let mut tally = std::mem::take(&mut self.tally);
+        let figures = self.run(packets, |memory, batch| {
+            let now = Tick::from_nanoseconds(started.elapsed().as_nanos() as u64);
+            stage(direction, tables, flows, now, memory, batch, &mut tally);
+        });
+        self.tally = tally;
+        figures
+    }
+
+    /// The same while tables are published, 100 endpoint changes and one
+    /// policy change per second of measured time. Control's own work is not
+    /// measured, as it runs on another CPU; what it does to the worker is.
+    pub(crate) fn churn(
+        &mut self,
+        packets: usize,
+        flows: &FlowTable,
+        publisher: &mut Publisher<Snapshot>,
+    ) -> Figures {
+        let per_change = (self.clock.per_nanosecond * 10_000_000.0) as u64;
+        let (mut done, mut measured, mut changes) = (0, 0.0, 0u64);
+        let mut reader = publisher.reader();
+        let mut all = Vec::new();
+        while done < packets {
+            while changes < measured as u64 / per_change {
+                changes += 1;
+                publish_change(publisher, changes as usize);
+            }
+            reader.refresh();
+            let (direction, started) = (self.direction, self.started);
+            let mut tally = std::mem::take(&mut self.tally);
+            let packets = 64 * self.batch_len;
+            let figures = self.run(packets, |memory, batch| {
+                let now = Tick::from_nanoseconds(started.elapsed().as_nanos() as u64);
+                stage(direction, reader.get(), flows, now, memory, batch, &mut tally);
+            });
+            self.tally = tally;
+            done += packets;
+            measured += figures.clocks * packets as f64;
+            all.push(figures);
+        }
+        Figures {
+            clocks: all.iter().map(|figures| figures.clocks).sum::<f64>() / all.len() as f64,
+            left_out: all.iter().map(|figures| figures.left_out).sum(),
+            checksum: all.iter().fold(0, |sum, figures| sum ^ figures.checksum),
+        }
+    }
+
+    /// Measures `stage` over so many packets.
+    pub(crate) fn run(
+        &mut self,
+        packets: usize,
+        mut stage: impl FnMut(&mut HeapMemory, &mut Batch),
+    ) -> Figures {
+        let mut samples = Vec::with_capacity(packets / self.batch_len + 1);
+        let mut sum = 0;
+        for _ in 0..packets.div_ceil(self.batch_len) {
+            self.fill();
+            let start = hint::cycles();
+            stage(&mut self.memory, &mut self.batch);
+            let clocks = hint::cycles() - start;
+            samples.push(clocks.saturating_sub(self.clock.own) as f64 / self.batch_len as f64);
+            sum += self.drain();
+        }
+        let (clocks, left_out) = mean_without_interruptions(&mut samples);
+        Figures { clocks, left_out, checksum: checksum::finish(sum) }
+    }
+
+    /// Puts the next packets into the next buffers.
+    fn fill(&mut self) {
+        for _ in 0..self.batch_len {
+            // A step coprime to any number of flows visits them all.
+            let flow = (self.next as u64 * 2_654_435_761 % self.flows as u64) as usize;
+            let chunk = self.next as u32 % BUFFERS;
+            self.next += 1;
+            let frame = Frame { chunk, head: HEADROOM, len: 256, segment: 0 };
+            let bytes = self.memory.bytes_mut(&frame);
+            let len = match self.direction {
+                Direction::Encap => {
+                    let len = self.world.frame_len();
+                    self.world.write_outgoing(flow, &mut bytes[..len]);
+                    len
+                }
+                Direction::Decap => self.world.write_incoming(flow, bytes),
+            };
+            self.batch.frames_mut().push(Frame { len: len as u32, ..frame });
+        }
+    }
+
+    /// Reads the output.
+    fn drain(&mut self) -> u64 {
+        let mut sum = 0;
+        for (frame, verdict) in self.batch.drain() {
+            self.dropped += usize::from(matches!(verdict, Verdict::Drop(_)));
+            sum += checksum::sum(self.memory.bytes(&frame));
+        }
+        sum
+    }
+}
+
+fn publish_change(publisher: &mut Publisher<Snapshot>, number: usize) {
+    let mut next = (**publisher.current()).clone();
+    next.generation += 1;
+    world::change_endpoint(&mut next, number);
+    if number.is_multiple_of(100) {
+        world::change_policy(&mut next, super::RULES, number);
+    }
+    publisher.publish(next);
+}
+
+#[inline(never)]
+fn stage(
+    direction: Direction,
+    tables: &Snapshot,
+    flows: &FlowTable,
+    now: Tick,
+    memory: &mut HeapMemory,
+    batch: &mut Batch,
+    tally: &mut Tally,
+) {
+    let cx = Context { tables, flows, now };
+    match direction {
+        Direction::Encap => encap(&cx, memory, batch, tally),
+        Direction::Decap => decap(&cx, memory, batch, tally),
+    }
+}
+
+/// The mean of the samples without those in which the kernel took the CPU away
+/// (four times the middle one and more), and the number of those.
+fn mean_without_interruptions(samples: &mut [f64]) -> (f64, usize) {
+    samples.sort_by(f64::total_cmp);
+    let Some(middle) = samples.get(samples.len() / 2) else { return (f64::NAN, 0) };
+    let limit = middle * 4.0;
+    let kept = samples.partition_point(|sample| *sample < limit);
+    (samples[..kept].iter().sum::<f64>() / kept as f64, samples.len() - kept)
+}
