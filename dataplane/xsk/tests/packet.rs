@@ -103,6 +103,19 @@ fn room_is_respected() {
 }
 
 #[test]
+fn a_burst_waits_for_the_worker() {
+    in_namespace(|| {
+        let (a0, a1) = veth("a0", "a1");
+        let (mut source, mut port) = (Injector::open(a0), Port::open(a1));
+        (0..2000).for_each(|number| source.send(&numbered(number as u8)));
+        for number in 0..2000 {
+            assert_eq!(port.one(), numbered(number as u8));
+        }
+        assert_eq!(port.socket.statistics().receive_dropped, 0);
+    });
+}
+
+#[test]
 fn an_area_without_free_chunks_receives_nothing_and_loses_nothing() {
     in_namespace(|| {
         let (a0, a1) = veth("a0", "a1");
