@@ -143,7 +143,8 @@ section! {
         /// Name of the end that the workers have, 1 to 15 bytes.
         restart peer: String = String::from("tieline1"),
         /// MTU of the gateway and of the routes through it, in bytes, 1280 to 3756; at most 1708
-        /// with frames of 2048 bytes. Default: the underlay's MTU less 50 bytes, or 70 over IPv6.
+        /// with frames of 2048 bytes. Default: the underlay's MTU less 50 bytes, or less 70 if any
+        /// node is reached over IPv6; and no more than Calico's FelixConfiguration says.
         restart mtu: Option<u32> = None => "1450",
         /// Number by which Tieline knows its own routes and neighbors again (the kernel's route
         /// protocol), 5 to 255. It must be nobody else's: routes with this number are removed
@@ -153,11 +154,12 @@ section! {
 }
 
 section! {
-    /// The threads that handle packets: one per served queue.
+    /// The threads that handle packets: one per served queue, or one in all with packet sockets.
     Workers {
         /// CPUs to pin workers to, in this order, as a list of numbers and ranges such as "2-3,6".
-        /// Workers share CPUs if there are more workers. Default: the CPUs that the
-        /// daemon may run on, the last one first, because the first ones take the most interrupts.
+        /// Workers share CPUs if there are more workers; CPUs that the daemon may not run on are
+        /// left out. Default: the CPUs that the daemon may run on, the last one first, because the
+        /// first ones take the most interrupts.
         restart cpus: Option<CpuList> = None => "\"2-3,6\"",
         /// What a worker does when there are no packets: "busy", look again at once, for the
         /// lowest latency and a whole CPU; "sleep" until the kernel reports one;

@@ -1,9 +1,8 @@
 //! From the underlay to this node: what happens to a VXLAN frame.
 //!
 //! ```text
-//! open     outer headers checked, sender known -> inner packet, its flow's
-//!          table line prefetched
-//! enforce  known flow, or judged
+//! read     outer and inner headers -> flow name, its table line prefetched
+//! enforce  known flow of this sender, or sender known and packet judged
 //! rewrite  outer headers pulled off, congestion mark carried over, MACs of
 //!          the gateway; the packet stays put
 //! ```
@@ -11,65 +10,56 @@
 use crate::addr::Addr;
 use crate::counters::Tally;
 use crate::enforce::{Context, Origin, enforce};
-use crate::flow::FlowTuple;
 use crate::frame::{Frame, Memory};
-use crate::stage::{Batch, inner_frame, inner_packet};
-use crate::tables::VtepId;
+use crate::stage::{Batch, Stride, Work, inner_frame, read_inner};
 use crate::verdict::{DropReason, Verdict};
 use crate::wire::ethernet::{self, Ethernet};
 use crate::wire::ipv4::Ipv4;
 use crate::wire::ipv6::{self, Ipv6};
-use crate::wire::packet::Packet;
 use crate::wire::udp::{self, Udp};
 use crate::wire::vxlan::{self, Vxlan};
 use crate::wire::{WireError, checksum, ecn, protocol};
 
 /// Judges and decapsulates the frames of `batch`; the verdicts are left in it.
 pub fn decap<M: Memory>(cx: &Context<'_>, memory: &mut M, batch: &mut Batch, tally: &mut Tally) {
-    batch.prefetch(memory);
-    for (frame, work) in batch.iter() {
-        work.verdict = match open(cx, memory.bytes(frame)) {
-            Ok(opened) => {
-                work.packet = opened.packet;
-                work.sender = opened.sender;
-                work.ecn = opened.ecn;
-                work.tuple =
-                    FlowTuple::of(&opened.packet, cx.tables.overlay.vni, cx.flows.hasher());
-                cx.flows.prefetch(work.tuple.hash);
+    batch.for_each_stride(memory, |memory, stride| {
+        read(cx, memory, stride);
+        finish(cx, memory, stride, tally);
+    });
+}
+
+#[inline]
+fn read<M: Memory>(cx: &Context<'_>, memory: &M, stride: &mut Stride<'_>) {
+    for (frame, verdict, work) in stride.iter() {
+        *verdict = match open(cx, memory.bytes(frame), work) {
+            Ok(outer_len) => {
                 // The inner packet was read within these bytes.
-                let whole = frame.pull(opened.outer_len as u32);
+                let whole = frame.pull(outer_len);
                 debug_assert!(whole);
-                frame.len = ethernet::HEADER_LEN as u32 + opened.packet.total_len;
+                frame.len = ethernet::HEADER_LEN as u32 + work.packet.total_len;
                 Verdict::Local
             }
             Err(reason) => Verdict::Drop(reason),
         };
     }
-    for (frame, work) in batch.iter() {
-        if work.verdict != Verdict::Local {
+}
+
+#[inline]
+fn finish<M: Memory>(cx: &Context<'_>, memory: &mut M, stride: &mut Stride<'_>, tally: &mut Tally) {
+    for (frame, verdict, work) in stride.iter() {
+        if *verdict != Verdict::Local {
             continue;
         }
-        let ip = memory.bytes(frame).get(ethernet::HEADER_LEN..).unwrap_or_default();
         let origin = Origin::Underlay(work.sender);
-        let outcome = enforce(cx, &work.packet, ip, &work.tuple, origin, tally);
-        match outcome.and_then(|_| rewrite(cx, memory, frame, &work.packet, work.ecn)) {
+        let outcome = enforce(cx, work, || memory.bytes(frame), origin, tally);
+        match outcome.and_then(|_| rewrite(cx, memory, frame, work)) {
             Ok(()) => {
                 tally.decapsulated_packets += 1;
                 tally.decapsulated_bytes += u64::from(frame.len);
             }
-            Err(reason) => work.verdict = Verdict::Drop(reason),
+            Err(reason) => *verdict = Verdict::Drop(reason),
         }
     }
-}
-
-/// What the outer headers and the inner packet say.
-struct Opened {
-    packet: Packet,
-    sender: VtepId,
-    /// ECN bits of the outer header.
-    ecn: u8,
-    /// Bytes before the inner frame.
-    outer_len: usize,
 }
 
 /// The outer IP header, read.
@@ -81,8 +71,10 @@ struct OuterIp<'a> {
     payload: &'a [u8],
 }
 
-#[inline]
-fn open(cx: &Context<'_>, bytes: &[u8]) -> Result<Opened, DropReason> {
+/// Reads the outer headers and the packet within. Returns the number of bytes
+/// before the inner frame.
+#[inline(always)]
+fn open(cx: &Context<'_>, bytes: &[u8], work: &mut Work) -> Result<u32, DropReason> {
     let overlay = &cx.tables.overlay;
     let ip = outer_ip(bytes)?;
     if !overlay.underlay.contains(&ip.destination) {
@@ -99,18 +91,18 @@ fn open(cx: &Context<'_>, bytes: &[u8]) -> Result<Opened, DropReason> {
     if vxlan.vni() != overlay.vni {
         return Err(DropReason::UnknownVni);
     }
-    let sender = cx.tables.vteps.by_underlay(ip.source).ok_or(DropReason::UnknownVtep)?;
     let inner = inner_frame(vxlan.inner())?;
     let mac = inner.destination();
     if mac != overlay.mac_v4 && mac != overlay.mac_v6 {
         return Err(DropReason::InnerMac);
     }
-    let packet = inner_packet(&inner)?;
+    (work.sender, work.ecn) = (ip.source, ip.ecn);
+    read_inner(cx, &inner, work)?;
     let outer_len = ethernet::HEADER_LEN + ip.header_len + udp::HEADER_LEN + vxlan::HEADER_LEN;
-    Ok(Opened { packet, sender, ecn: ip.ecn, outer_len })
+    Ok(outer_len as u32)
 }
 
-#[inline]
+#[inline(always)]
 fn outer_ip(bytes: &[u8]) -> Result<OuterIp<'_>, DropReason> {
     let ethernet = Ethernet::new_checked(bytes).map_err(outer_error)?;
     match ethernet.ethertype() {
@@ -175,16 +167,15 @@ fn rewrite<M: Memory>(
     cx: &Context<'_>,
     memory: &mut M,
     frame: &mut Frame,
-    packet: &Packet,
-    outer_ecn: u8,
+    work: &Work,
 ) -> Result<(), DropReason> {
     let overlay = &cx.tables.overlay;
-    let mark = ecn::decapsulate(outer_ecn, packet.ecn).ok_or(DropReason::EcnInvalid)?;
+    let mark = ecn::decapsulate(work.ecn, work.packet.ecn).ok_or(DropReason::EcnInvalid)?;
     let bytes = memory.bytes_mut(frame);
     let (macs, rest) = bytes.split_at_mut_checked(12).ok_or(DropReason::InnerTruncated)?;
     macs[..6].copy_from_slice(&overlay.gateway_mac.0);
     macs[6..].copy_from_slice(&overlay.gateway_source_mac.0);
-    if mark != packet.ecn {
+    if mark != work.packet.ecn {
         ecn::set_ecn(rest.get_mut(2..).unwrap_or_default(), mark);
     }
     Ok(())

@@ -11,70 +11,71 @@
 
 use crate::counters::Tally;
 use crate::enforce::{Context, Origin, enforce};
-use crate::flow::FlowTuple;
 use crate::frame::{Frame, Memory};
-use crate::outer::{self, Varying};
-use crate::stage::{Batch, inner_frame, inner_packet};
+use crate::outer::Varying;
+use crate::stage::{Batch, Stride, Work, inner_frame, read_inner};
 use crate::tables::VtepId;
 use crate::verdict::{DropReason, Verdict};
 use crate::wire::{ecn, ethernet};
 
 /// Judges and encapsulates the frames of `batch`; the verdicts are left in it.
 pub fn encap<M: Memory>(cx: &Context<'_>, memory: &mut M, batch: &mut Batch, tally: &mut Tally) {
-    batch.prefetch(memory);
-    for (frame, work) in batch.iter() {
-        work.verdict = match inner_frame(memory.bytes(frame)).and_then(|inner| inner_packet(&inner))
-        {
-            Ok(packet) => {
+    batch.for_each_stride(memory, |memory, stride| {
+        read(cx, memory, stride);
+        finish(cx, memory, stride, tally);
+    });
+}
+
+#[inline]
+fn read<M: Memory>(cx: &Context<'_>, memory: &M, stride: &mut Stride<'_>) {
+    for (frame, verdict, work) in stride.iter() {
+        let read = inner_frame(memory.bytes(frame)).and_then(|inner| read_inner(cx, &inner, work));
+        *verdict = match read {
+            Ok(()) => {
                 // Padding after the packet is not part of it.
-                frame.len = ethernet::HEADER_LEN as u32 + packet.total_len;
-                work.packet = packet;
-                work.tuple = FlowTuple::of(&packet, cx.tables.overlay.vni, cx.flows.hasher());
-                cx.flows.prefetch(work.tuple.hash);
+                frame.len = ethernet::HEADER_LEN as u32 + work.packet.total_len;
                 Verdict::Forward
             }
             Err(reason) => Verdict::Drop(reason),
         };
     }
-    for (frame, work) in batch.iter() {
-        if work.verdict != Verdict::Forward {
+}
+
+#[inline]
+fn finish<M: Memory>(cx: &Context<'_>, memory: &mut M, stride: &mut Stride<'_>, tally: &mut Tally) {
+    for (frame, verdict, work) in stride.iter() {
+        if *verdict != Verdict::Forward {
             continue;
         }
-        let ip = memory.bytes(frame).get(ethernet::HEADER_LEN..).unwrap_or_default();
-        let outcome = enforce(cx, &work.packet, ip, &work.tuple, Origin::Gateway, tally);
         let bytes = u64::from(frame.len);
-        let varying = Varying { ecn: ecn::encapsulate(work.packet.ecn), hash: work.tuple.hash };
-        match outcome.and_then(|vtep| rewrite(cx, memory, frame, vtep, varying)) {
+        let outcome = enforce(cx, work, || memory.bytes(frame), Origin::Gateway, tally);
+        match outcome.and_then(|vtep| rewrite(cx, memory, frame, vtep, work)) {
             Ok(()) => {
                 tally.encapsulated_packets += 1;
                 tally.encapsulated_bytes += bytes;
             }
-            Err(reason) => work.verdict = Verdict::Drop(reason),
+            Err(reason) => *verdict = Verdict::Drop(reason),
         }
     }
 }
 
-/// Gives the frame its inner MACs and its outer headers.
+/// Puts the outer headers in front of the frame, and its inner MACs into it.
 #[inline]
 fn rewrite<M: Memory>(
     cx: &Context<'_>,
     memory: &mut M,
     frame: &mut Frame,
     vtep: VtepId,
-    varying: Varying,
+    work: &Work,
 ) -> Result<(), DropReason> {
-    let overlay = &cx.tables.overlay;
-    let vtep = cx.tables.vteps.get(vtep).ok_or(DropReason::NoVtep)?;
-    let path = vtep.path.as_ref().ok_or(DropReason::NoAdjacency)?;
-    let overhead = outer::overhead(vtep.underlay);
-    if !frame.push(overhead) {
+    let vteps = &cx.tables.vteps;
+    let header = vteps.header(vtep).ok_or_else(|| match vteps.get(vtep) {
+        Some(_) => DropReason::NoAdjacency,
+        None => DropReason::NoVtep,
+    })?;
+    if !frame.push(header.overhead()) {
         return Err(DropReason::NoHeadroom);
     }
-    let bytes = memory.bytes_mut(frame);
-    let inner_mac = if vtep.underlay.is_v4() { overlay.mac_v4 } else { overlay.mac_v6 };
-    let at = overhead as usize;
-    let macs = bytes.get_mut(at..at + 12).ok_or(DropReason::NoHeadroom)?;
-    macs[..6].copy_from_slice(&vtep.mac.0);
-    macs[6..].copy_from_slice(&inner_mac.0);
-    outer::write(bytes, overlay, vtep, path, varying)
+    let varying = Varying { ecn: ecn::encapsulate(work.packet.ecn), hash: work.tuple.hash };
+    header.write(memory.bytes_mut(frame), &cx.tables.overlay, varying)
 }

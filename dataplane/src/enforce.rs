@@ -11,10 +11,11 @@
 use crate::addr::Addr;
 use crate::counters::Tally;
 use crate::flow::{FlowState, FlowTable, FlowTuple, Found, Tick};
-use crate::tables::{L4, Outcome, Route, RuleId, Snapshot, VtepId};
+use crate::stage::Work;
+use crate::tables::{L4, NodeId, Outcome, Route, RuleId, Snapshot, VtepId};
 use crate::verdict::DropReason;
 use crate::wire::packet::{Fragment, Packet};
-use crate::wire::{icmp, protocol, tcp};
+use crate::wire::{ethernet, icmp, protocol, tcp};
 
 /// What judging needs, read once per batch.
 #[derive(Clone, Copy)]
@@ -32,8 +33,8 @@ pub struct Context<'a> {
 pub enum Origin {
     /// From this node, through the gateway.
     Gateway,
-    /// From the underlay, sent by this VTEP.
-    Underlay(VtepId),
+    /// From the underlay, sent by whoever has this underlay address.
+    Underlay(Addr),
 }
 
 /// The packet that begins a flow, as far as judging it needs.
@@ -45,17 +46,17 @@ struct Opening {
     source_is_local: bool,
 }
 
-/// Decides on one packet, whose bytes from the IP header on are `ip`. Returns
-/// the VTEP of its remote end.
-#[inline]
-pub fn enforce(
+/// Decides on one packet; `frame` gives its bytes from the inner Ethernet
+/// header on. Returns the VTEP of its remote end.
+#[inline(always)]
+pub(crate) fn enforce<'f>(
     cx: &Context<'_>,
-    packet: &Packet,
-    ip: &[u8],
-    tuple: &FlowTuple,
+    work: &Work,
+    frame: impl FnOnce() -> &'f [u8],
     origin: Origin,
     tally: &mut Tally,
 ) -> Result<VtepId, DropReason> {
+    let (packet, tuple) = (&work.packet, &work.tuple);
     match cx.flows.find(tuple, cx.now) {
         Some(found) if !begins_anew(packet, &found.state) => {
             tally.flow_hits += 1;
@@ -63,7 +64,7 @@ pub fn enforce(
         }
         _ => {
             tally.flow_misses += 1;
-            unknown(cx, packet, ip, tuple, origin)
+            unknown(cx, packet, frame(), tuple, origin)
         }
     }
 }
@@ -74,7 +75,7 @@ fn begins_anew(packet: &Packet, state: &FlowState) -> bool {
     state.closing() && packet.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN
 }
 
-#[inline]
+#[inline(always)]
 fn known(
     cx: &Context<'_>,
     packet: &Packet,
@@ -87,15 +88,13 @@ fn known(
     let from_local = tuple.from_low == state.low_is_local;
     if state.generation != cx.tables.generation as u32 {
         tally.flow_rejudged += 1;
-        state = judge_again(cx, packet, tuple, found)?;
+        state = judge_again(cx, packet, tuple, *found)?;
     }
     match origin {
         Origin::Gateway if !from_local => return Err(DropReason::SourceNotLocal),
         Origin::Underlay(_) if from_local => return Err(DropReason::SourceNotOwned),
-        Origin::Underlay(sender) if sender != state.vtep && !same_node(cx, sender, state.vtep) => {
-            return Err(DropReason::SourceNotOwned);
-        }
-        _ => {}
+        Origin::Underlay(sender) => check_sender(cx, sender, state.vtep)?,
+        Origin::Gateway => {}
     }
     if !state.allow {
         let began_here = state.from_low == state.low_is_local;
@@ -103,17 +102,31 @@ fn known(
     }
     cx.flows.touch(found, tuple.from_low, packet.tcp_flags, cx.now);
     if let Fragment::First { ident } = packet.fragment {
-        remember_fragments(cx, packet, ident, &state, tuple.from_low)?;
+        remember_fragments(cx, packet, ident, state, tuple.from_low)?;
     }
     Ok(state.vtep)
 }
 
-/// The two families of a node have a VTEP each.
-fn same_node(cx: &Context<'_>, a: VtepId, b: VtepId) -> bool {
-    match (cx.tables.vteps.get(a), cx.tables.vteps.get(b)) {
-        (Some(a), Some(b)) => a.node == b.node,
-        _ => false,
+/// The sender must be the flow's VTEP, or another one of its node: the two
+/// families of a node have a VTEP each.
+#[inline]
+fn check_sender(cx: &Context<'_>, sender: Addr, vtep: VtepId) -> Result<(), DropReason> {
+    match cx.tables.vteps.get(vtep) {
+        Some(spec) if spec.underlay == sender => Ok(()),
+        other => check_node(cx, sender, other.map(|spec| spec.node)),
     }
+}
+
+#[cold]
+fn check_node(cx: &Context<'_>, sender: Addr, node: Option<NodeId>) -> Result<(), DropReason> {
+    if node == Some(node_of(cx, sender)?) { Ok(()) } else { Err(DropReason::SourceNotOwned) }
+}
+
+/// The node whose VTEP has this underlay address.
+fn node_of(cx: &Context<'_>, sender: Addr) -> Result<NodeId, DropReason> {
+    let vteps = &cx.tables.vteps;
+    let spec = vteps.by_underlay(sender).and_then(|vtep| vteps.get(vtep));
+    spec.map(|spec| spec.node).ok_or(DropReason::UnknownVtep)
 }
 
 const fn denied(source_is_local: bool) -> DropReason {
@@ -125,7 +138,7 @@ fn judge_again(
     cx: &Context<'_>,
     packet: &Packet,
     tuple: &FlowTuple,
-    found: &Found,
+    found: Found,
 ) -> Result<FlowState, DropReason> {
     let old = found.state;
     let (low, high) = tuple.key.ends();
@@ -149,7 +162,7 @@ fn judge_again(
         generation: cx.tables.generation as u32,
         ..old
     };
-    cx.flows.update(found, &state, cx.now);
+    cx.flows.update(&found, &state, cx.now);
     Ok(state)
 }
 
@@ -183,24 +196,27 @@ const fn l4(packet: &Packet) -> L4 {
 fn unknown(
     cx: &Context<'_>,
     packet: &Packet,
-    ip: &[u8],
+    frame: &[u8],
     tuple: &FlowTuple,
     origin: Origin,
 ) -> Result<VtepId, DropReason> {
     let source_is_local = origin == Origin::Gateway;
+    // The sender's node must own the source.
+    if let Origin::Underlay(sender) = origin
+        && cx.tables.owner(packet.src) != Some(node_of(cx, sender)?)
+    {
+        return Err(DropReason::SourceNotOwned);
+    }
     if !packet.src.is_forwardable() || !packet.dst.is_forwardable() {
         return Err(DropReason::NeverForwarded);
     }
     let opening =
         Opening { source: packet.src, destination: packet.dst, l4: l4(packet), source_is_local };
-    if let Origin::Underlay(sender) = origin {
-        owned_by(cx, packet.src, sender)?;
-    }
     if matches!(packet.fragment, Fragment::Later { .. }) {
         return Err(DropReason::FragmentUnmatched);
     }
     let error = packet.is_icmp_error();
-    let (vtep, outcome) = match error.then(|| about_known_flow(cx, packet, ip)).flatten() {
+    let (vtep, outcome) = match error.then(|| about_known_flow(cx, packet, frame)).flatten() {
         Some(rule) => (judge_places(cx, &opening)?, Outcome { allow: true, rule }),
         None => judge(cx, &opening)?,
     };
@@ -224,14 +240,14 @@ fn unknown(
         cx.flows.insert(tuple, &state, cx.now).map_err(|_| DropReason::FlowTableFull)?;
     }
     if let Fragment::First { ident } = packet.fragment {
-        remember_fragments(cx, packet, ident, &state, tuple.from_low)?;
+        remember_fragments(cx, packet, ident, state, tuple.from_low)?;
     }
     Ok(vtep)
 }
 
 /// The rule that allowed the flow which an ICMP error quotes.
-fn about_known_flow(cx: &Context<'_>, packet: &Packet, ip: &[u8]) -> Option<RuleId> {
-    let quoted = packet.quoted(ip)?;
+fn about_known_flow(cx: &Context<'_>, packet: &Packet, frame: &[u8]) -> Option<RuleId> {
+    let quoted = packet.quoted(frame.get(ethernet::HEADER_LEN..)?)?;
     // The error goes to the one who sent the quoted packet.
     if quoted.src != packet.dst {
         return None;
@@ -247,28 +263,19 @@ fn remember_fragments(
     cx: &Context<'_>,
     packet: &Packet,
     ident: u32,
-    state: &FlowState,
+    state: FlowState,
     from_low: bool,
 ) -> Result<(), DropReason> {
     let vni = cx.tables.overlay.vni;
-    let tuple = FlowTuple::of_fragments(packet, ident, vni, cx.flows.hasher());
+    let tuple = FlowTuple::of_fragments(*packet, ident, vni, cx.flows.hasher());
     let source_is_local = from_low == state.low_is_local;
     let state = FlowState {
         from_low: tuple.from_low,
         low_is_local: tuple.from_low == source_is_local,
         replied: false,
-        ..*state
+        ..state
     };
     cx.flows.insert(&tuple, &state, cx.now).map_err(|_| DropReason::FlowTableFull)
-}
-
-/// The sender's node must own the inner source.
-fn owned_by(cx: &Context<'_>, source: Addr, sender: VtepId) -> Result<(), DropReason> {
-    let node = cx.tables.vteps.get(sender).map(|vtep| vtep.node);
-    match cx.tables.owner(source) {
-        Some(owner) if Some(owner) == node => Ok(()),
-        _ => Err(DropReason::SourceNotOwned),
-    }
 }
 
 /// Both ends must be where they claim to be; returns the VTEP of the remote

@@ -1,3 +1,4 @@
 //! Tieline's end-to-end test harness.
 #![forbid(unsafe_code)]
+pub mod joined;
 pub mod oracle;

@@ -17,6 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a configuration amounts to.
 pub(super) struct Offline {
+    pub(super) config: Config,
     pub(super) derived: Arc<Derived>,
     /// What the operator should know, most severe first.
     pub(super) conditions: Vec<Condition>,
@@ -43,7 +44,7 @@ pub(super) fn read(config: &Path) -> anyhow::Result<Offline> {
     conditions.extend(derived.conditions());
     conditions.sort_by(|a, b| b.severity.cmp(&a.severity).then_with(|| a.cmp(b)));
     conditions.dedup();
-    Ok(Offline { derived, conditions })
+    Ok(Offline { config, derived, conditions })
 }
 
 /// The first world, or why there is none.

@@ -14,7 +14,7 @@ use tracing::{info, warn};
 use super::Daemon;
 use super::ports::{Dataplane, DevicePlan, PortPlan};
 use crate::link::{GatewaySpec, LinkError, RouteSettings};
-use crate::resolve::RouteTarget;
+use crate::resolve::{Resolved, RouteTarget};
 use crate::state::{ClusterId, Condition, Severity};
 
 /// What an underlay usually carries, until a device says otherwise.
@@ -26,9 +26,10 @@ const LEAST_MTU: u32 = 1280;
 impl Daemon {
     /// Puts tables into force that follow from what is known right now.
     pub(super) fn publish(&mut self) {
-        let (Some(derived), Some(_)) = (&self.derived, &self.gateway) else { return };
+        let (Some(derived), Some(gateway)) = (&self.derived, &self.gateway) else { return };
+        let gateway = (gateway.device_mac, gateway.neighbor_mac);
         let (resolved, compiled) = (&derived.resolved, &derived.compiled);
-        let overlay = self.overlay();
+        let overlay = overlay(resolved, &self.config.current.overlay, gateway);
         if self.tables.apply(overlay, resolved, compiled, &self.adjacencies) {
             let tables = self.tables.current();
             info!(
@@ -38,28 +39,6 @@ impl Daemon {
                 endpoints = tables.endpoints.len(),
                 "tables changed"
             );
-        }
-    }
-
-    fn overlay(&self) -> Overlay {
-        let config = &self.config.current.overlay;
-        let own = self.derived.as_ref().map(|derived| &derived.resolved.own);
-        let gateway = self.gateway.as_ref();
-        let mac = |mac: Option<MacAddr>| mac.unwrap_or_default();
-        Overlay {
-            vni: own.map(|own| own.vni).unwrap_or_default(),
-            port: own.map_or(4789, |own| own.port),
-            mac_v4: mac(own.map(|own| own.mac_v4)),
-            mac_v6: mac(own.map(|own| own.mac_v6)),
-            underlay: own
-                .into_iter()
-                .flat_map(|own| &own.underlay)
-                .map(|ip| Addr::from(*ip))
-                .collect(),
-            verify_checksum: config.verify_checksum,
-            udp6_checksum: config.udp6_checksum,
-            gateway_mac: mac(gateway.map(|gateway| gateway.device_mac)),
-            gateway_source_mac: mac(gateway.map(|gateway| gateway.neighbor_mac)),
         }
     }
 
@@ -255,6 +234,27 @@ impl Daemon {
         self.kernel_routes = prefixes.len();
         self.conditions.extend(changes.conditions);
         Ok(())
+    }
+}
+
+/// What holds for the overlay as a whole. `gateway` has the MACs of frames to
+/// the kernel: destination and source.
+pub(crate) fn overlay(
+    resolved: &Resolved,
+    config: &tieline_config::schema::Overlay,
+    gateway: (MacAddr, MacAddr),
+) -> Overlay {
+    let own = &resolved.own;
+    Overlay {
+        vni: own.vni,
+        port: own.port,
+        mac_v4: own.mac_v4,
+        mac_v6: own.mac_v6,
+        underlay: own.underlay.iter().map(|ip| Addr::from(*ip)).collect(),
+        verify_checksum: config.verify_checksum,
+        udp6_checksum: config.udp6_checksum,
+        gateway_mac: gateway.0,
+        gateway_source_mac: gateway.1,
     }
 }
 

@@ -7,6 +7,7 @@
 //! permitted, the packet socket takes over, and a condition says so.
 
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -21,7 +22,8 @@ use tieline_dataplane::publish::Reader;
 use tieline_dataplane::tables::Snapshot;
 use tieline_dataplane::worker::{Heartbeat, Shared, Worker, WorkerConfig};
 use tieline_dataplane::xsk::area::Area;
-use tieline_dataplane::xsk::filter::{self, AttachError, BpfError, Filter, FilterConfig, Link};
+use tieline_dataplane::xsk::bpf::LoadError;
+use tieline_dataplane::xsk::filter::{self, AttachError, Filter, FilterConfig, FilterError, Link};
 use tieline_dataplane::xsk::memlock;
 use tieline_dataplane::xsk::packet::{PacketSocket, Take, UdpSink};
 use tieline_dataplane::xsk::socket::{Mode, Socket, SocketConfig, SocketError};
@@ -351,7 +353,7 @@ fn wanted_modes(wanted: Wanted) -> &'static [Mode] {
 fn open_device(
     plan: &PortPlan,
     device: &DevicePlan,
-    load: impl Fn(&FilterConfig) -> Result<Filter, BpfError>,
+    load: impl Fn(&FilterConfig) -> Result<Filter, FilterError>,
     modes: &[Mode],
     areas: &[Area],
 ) -> anyhow::Result<OpenedDevice> {
@@ -377,15 +379,22 @@ fn open_device(
     }
 }
 
+/// Rings for an area that two sockets share: no fill ring can take so many
+/// frames that the other goes without.
+fn rings(frames: u32) -> SocketConfig {
+    let quarter = (frames / 4).next_power_of_two().clamp(64, 4096);
+    SocketConfig { fill: quarter, receive: quarter, transmit: quarter, completion: quarter }
+}
+
 fn open_mode(
     plan: &PortPlan,
     device: &DevicePlan,
-    filter: Filter,
+    mut filter: Filter,
     mode: Mode,
     areas: &[Area],
 ) -> anyhow::Result<OpenedDevice> {
-    let link = filter.attach(device.index, mode.is_native())?;
-    let rings = SocketConfig::for_area(plan.frames);
+    let link = filter.attach(device.index, mode.native())?;
+    let rings = rings(plan.frames);
     let mut sockets = Vec::new();
     for (queue, area) in (0u32..).zip(areas) {
         let socket = Socket::bind(area, device.index, queue, mode, &rings)?;
@@ -397,10 +406,14 @@ fn open_mode(
 
 /// Whether the kernel has refused for want of privileges.
 fn is_permission(error: &anyhow::Error) -> bool {
-    let by_bpf = error.downcast_ref::<BpfError>().is_some_and(BpfError::is_permission);
-    let by_attach = error.downcast_ref::<AttachError>().is_some_and(AttachError::is_permission);
-    let by_socket = error.downcast_ref::<SocketError>().is_some_and(SocketError::is_permission);
-    by_bpf || by_attach || by_socket
+    let filter = match error.downcast_ref::<FilterError>() {
+        Some(FilterError::Load(LoadError::Permission { .. })) => true,
+        Some(FilterError::Map { source, .. }) => source.kind() == ErrorKind::PermissionDenied,
+        _ => false,
+    };
+    filter
+        || matches!(error.downcast_ref(), Some(AttachError::Permission))
+        || matches!(error.downcast_ref(), Some(SocketError::Permission))
 }
 
 fn fallback(error: &anyhow::Error) -> Condition {

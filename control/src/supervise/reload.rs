@@ -103,7 +103,7 @@ pub(crate) fn federation(node: &str, config: &Config) -> FederationConfig {
 }
 
 /// The flow table's timeouts.
-pub(super) fn timeouts(config: &tieline_config::schema::Timeouts) -> Timeouts {
+pub(crate) fn timeouts(config: &tieline_config::schema::Timeouts) -> Timeouts {
     Timeouts {
         tcp_syn: config.tcp_syn_seconds,
         tcp_established: config.tcp_established_seconds,

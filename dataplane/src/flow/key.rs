@@ -1,5 +1,7 @@
 //! What names a flow.
 
+use std::hint::select_unpredictable;
+
 use super::FlowHasher;
 use crate::addr::Addr;
 use crate::wire::packet::{Fragment, Packet};
@@ -48,29 +50,35 @@ impl FlowTuple {
     /// the fragments of its packet.
     #[inline]
     pub fn of(packet: &Packet, vni: Vni, hasher: &FlowHasher) -> Self {
-        if let Fragment::Later { ident } = packet.fragment {
-            return Self::of_fragments(packet, ident, vni, hasher);
+        match packet.fragment {
+            Fragment::Later { ident } => Self::of_fragments(*packet, ident, vni, hasher),
+            _ => Self::of_whole(packet, vni, hasher),
         }
+    }
+
+    /// The flow that `packet`, which is no later fragment, is of.
+    #[inline(always)]
+    pub fn of_whole(packet: &Packet, vni: Vni, hasher: &FlowHasher) -> Self {
         let (source, destination) = ends(packet);
         let from_low = (packet.src, source) <= (packet.dst, destination);
-        let (low_port, high_port) =
-            if from_low { (source, destination) } else { (destination, source) };
-        let numbers = u32::from(low_port) << 16 | u32::from(high_port);
+        let numbers = u32::from(source) << 16 | u32::from(destination);
+        // Which end is the low one is a matter of chance: no branches.
+        let numbers = select_unpredictable(from_low, numbers, numbers.rotate_left(16));
         Self::new(packet, from_low, numbers, packet.protocol, vni, false, hasher)
     }
 
     /// The flow of the fragments with this identification.
     #[cold]
-    pub fn of_fragments(packet: &Packet, ident: u32, vni: Vni, hasher: &FlowHasher) -> Self {
+    pub fn of_fragments(packet: Packet, ident: u32, vni: Vni, hasher: &FlowHasher) -> Self {
         // Of IPv6, only the first fragment tells the protocol behind further
         // extension headers, and the identification is unique without it
         // (RFC 8200 section 4.5); of IPv4 it is not (RFC 791).
         let protocol = if packet.src.is_v4() { packet.protocol } else { protocol::FRAGMENT };
         let from_low = packet.src <= packet.dst;
-        Self::new(packet, from_low, ident, protocol, vni, true, hasher)
+        Self::new(&packet, from_low, ident, protocol, vni, true, hasher)
     }
 
-    #[inline]
+    #[inline(always)]
     fn new(
         packet: &Packet,
         from_low: bool,
@@ -80,8 +88,8 @@ impl FlowTuple {
         fragment: bool,
         hasher: &FlowHasher,
     ) -> Self {
-        let (low, high) =
-            if from_low { (packet.src, packet.dst) } else { (packet.dst, packet.src) };
+        let low = select_unpredictable(from_low, packet.src, packet.dst);
+        let high = select_unpredictable(from_low, packet.dst, packet.src);
         let tuple = u64::from(numbers) << 32 | u64::from(protocol) << 24 | u64::from(vni.get());
         let key = FlowKey { low, high, tuple, fragment };
         Self { key, from_low, hash: hasher.hash(low, high, tuple) }
@@ -146,7 +154,7 @@ mod tests {
         (reply.protocol, reply.icmp_ident) = (protocol::ICMP, 7);
         let there = FlowTuple::of(&request, vni, &hasher);
         assert_eq!(there.key, FlowTuple::of(&reply, vni, &hasher).key);
-        let first = FlowTuple::of_fragments(&request, 0x1_0007, vni, &hasher);
+        let first = FlowTuple::of_fragments(request, 0x1_0007, vni, &hasher);
         request.fragment = Fragment::Later { ident: 0x1_0007 };
         assert_eq!(first, FlowTuple::of(&request, vni, &hasher));
         assert_ne!(first.key, there.key);
@@ -163,7 +171,7 @@ mod tests {
             fragment: Fragment::Later { ident: 9 },
             ..first
         };
-        let name = FlowTuple::of_fragments(&first, 9, vni, &hasher);
+        let name = FlowTuple::of_fragments(first, 9, vni, &hasher);
         assert_eq!(name, FlowTuple::of(&later, vni, &hasher));
     }
 }

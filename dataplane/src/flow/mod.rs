@@ -36,6 +36,11 @@ pub const WINDOW: usize = 8;
 /// Milliseconds in one tick of [`Tick`].
 pub const TICK_MS: u64 = 100;
 
+/// Ticks for which a flow that was seen needs neither a look at its timeout nor
+/// a note of having been seen again: one second. So a busy flow's line is
+/// written once a second, and ages at most that much too early.
+const FRESH: u32 = (1000 / TICK_MS) as u32;
+
 /// Coarse time: [`TICK_MS`] since some fixed moment; 32 bits are 13 years.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tick(pub u32);
@@ -53,7 +58,7 @@ impl Tick {
     }
 }
 
-/// How long a flow may be idle, in seconds. The defaults are conntrack's
+/// How long a flow may be idle, in seconds, at least one. The defaults are conntrack's
 /// orders of magnitude.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
@@ -191,7 +196,7 @@ impl Line {
     }
 
     /// The line's words, if nobody was writing them.
-    #[inline]
+    #[inline(always)]
     fn read(&self) -> Option<Words> {
         let sequence = self.sequence.load(Ordering::Acquire);
         if sequence & 1 == 1 {
@@ -268,9 +273,16 @@ impl Words {
     #[inline]
     fn is(&self, key: &FlowKey) -> bool {
         let (low, high) = (key.low.bits(), key.high.bits());
-        self.tuple == key.tuple
-            && self.ends == [(low >> 64) as u64, low as u64, (high >> 64) as u64, high as u64]
-            && (self.state & FRAGMENT != 0) == key.fragment
+        let [a, b, c, d] = self.ends;
+        // Word by word and without branches: compared as arrays, the words
+        // would be stored and loaded again at another width.
+        let ends = (a ^ (low >> 64) as u64)
+            | (b ^ low as u64)
+            | (c ^ (high >> 64) as u64)
+            | (d ^ high as u64);
+        let rest = (self.tuple ^ key.tuple)
+            | (u64::from(self.state & FRAGMENT != 0) ^ u64::from(key.fragment));
+        ends | rest == 0
     }
 
     fn protocol(&self) -> u8 {
@@ -367,15 +379,16 @@ impl FlowTable {
     }
 
     /// The flow with this name, unless it has been idle for too long.
-    #[inline]
+    #[inline(always)]
     pub fn find(&self, tuple: &FlowTuple, now: Tick) -> Option<Found> {
         let home = self.home(tuple.hash);
         for (at, line) in self.lines[home..home + WINDOW].iter().enumerate() {
             let Some(words) = line.read() else { continue };
             if words.is(&tuple.key) {
-                let state = words.flow();
-                let live = !self.expired(&words, now);
-                return live.then_some(Found { line: home + at, words, state });
+                if self.expired(&words, now) {
+                    return None;
+                }
+                return Some(Found { line: home + at, words, state: words.flow() });
             }
             if words.never_used() {
                 return None;
@@ -386,7 +399,7 @@ impl FlowTable {
 
     /// Notes a packet of a flow that was found: when, and what it tells of the
     /// connection. Writes only what has changed.
-    #[inline]
+    #[inline(always)]
     pub fn touch(&self, found: &Found, from_low: bool, tcp_flags: u8, now: Tick) {
         let line = &self.lines[found.line];
         // Should the line have got another flow meanwhile, the words differ and
@@ -407,7 +420,7 @@ impl FlowTable {
             let (old, order) = (found.words.state, Ordering::Relaxed);
             let _lost_to_another_worker = line.state.compare_exchange(old, bits, order, order);
         }
-        if now.since(found.words.last_seen()) != 0 {
+        if now.since(found.words.last_seen()) > FRESH {
             let old = found.words.seen;
             let new = old & !0xffff_ffff | u64::from(now.0);
             let order = Ordering::Relaxed;
@@ -470,19 +483,24 @@ impl FlowTable {
         free.or(oldest)
     }
 
+    #[inline(always)]
     fn expired(&self, words: &Words, now: Tick) -> bool {
-        let idle = u64::from(now.since(words.last_seen())) * TICK_MS;
-        idle > u64::from(self.timeout(words)) * 1000
+        let idle = now.since(words.last_seen());
+        idle > FRESH && self.timed_out(words.state, words.protocol(), idle)
     }
 
-    fn timeout(&self, words: &Words) -> u32 {
+    #[cold]
+    fn timed_out(&self, state: u64, protocol: u8, idle: u32) -> bool {
+        u64::from(idle) * TICK_MS > u64::from(self.timeout(state, protocol)) * 1000
+    }
+
+    fn timeout(&self, state: u64, protocol: u8) -> u32 {
         let timeouts = &self.timeouts;
-        let state = words.state;
         let replied = state & REPLIED != 0;
         if state & FRAGMENT != 0 {
             return timeouts.fragments;
         }
-        match words.protocol() {
+        match protocol {
             protocol::TCP if closing(state) => timeouts.tcp_closing,
             protocol::TCP if replied => timeouts.tcp_established,
             protocol::TCP => timeouts.tcp_syn,

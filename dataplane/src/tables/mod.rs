@@ -22,7 +22,7 @@ pub mod vtep;
 pub use endpoint::{ClassId, Endpoint, Endpoints};
 pub use policy::{Clause, EndpointPolicy, L4, Outcome, Policies, PolicyId, Program, RuleId};
 pub use prefix::PrefixMap;
-pub use vtep::{NodeId, Path, Vtep, VtepId, VtepSpec, Vteps};
+pub use vtep::{NodeId, Path, VtepId, VtepSpec, Vteps};
 
 /// Where the addresses of a prefix live.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

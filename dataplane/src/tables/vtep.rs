@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::shard::ShardMap;
 use crate::addr::Addr;
+use crate::outer::Header;
 use crate::wire::MacAddr;
 
 /// A VTEP's number; stable from snapshot to snapshot while the VTEP exists.
@@ -39,21 +40,27 @@ pub struct VtepSpec {
     pub path: Option<Path>,
 }
 
-/// A VTEP as workers use it.
-pub type Vtep = VtepSpec;
-
 /// The table of VTEPs.
 #[derive(Clone, Debug, Default)]
 pub struct Vteps {
-    by_id: Arc<Vec<Option<Vtep>>>,
+    by_id: Arc<Vec<Option<VtepSpec>>>,
+    /// The outer headers towards those that have a path.
+    headers: Arc<Vec<Option<Header>>>,
     by_underlay: ShardMap<VtepId>,
 }
 
 impl Vteps {
     /// The VTEP with this number.
     #[inline]
-    pub fn get(&self, id: VtepId) -> Option<&Vtep> {
+    pub fn get(&self, id: VtepId) -> Option<&VtepSpec> {
         self.by_id.get(id.0 as usize)?.as_ref()
+    }
+
+    /// The outer headers towards the VTEP with this number, if it exists and
+    /// has a path.
+    #[inline]
+    pub fn header(&self, id: VtepId) -> Option<&Header> {
+        self.headers.get(id.0 as usize)?.as_ref()
     }
 
     /// The VTEP with this underlay address.
@@ -65,12 +72,15 @@ impl Vteps {
     /// Sets what is known of a VTEP.
     pub fn insert(&mut self, id: VtepId, spec: VtepSpec) {
         self.remove(id);
-        let by_id = Arc::make_mut(&mut self.by_id);
         let at = id.0 as usize;
+        let by_id = Arc::make_mut(&mut self.by_id);
+        let headers = Arc::make_mut(&mut self.headers);
         if by_id.len() <= at {
             by_id.resize(at + 1, None);
+            headers.resize(at + 1, None);
         }
         by_id[at] = Some(spec);
+        headers[at] = spec.path.map(|path| Header::new(&spec, &path));
         self.by_underlay.insert(spec.underlay.bits(), id);
     }
 
@@ -78,13 +88,14 @@ impl Vteps {
     pub fn remove(&mut self, id: VtepId) {
         let Some(old) = self.get(id).copied() else { return };
         Arc::make_mut(&mut self.by_id)[id.0 as usize] = None;
+        Arc::make_mut(&mut self.headers)[id.0 as usize] = None;
         if self.by_underlay(old.underlay) == Some(id) {
             self.by_underlay.remove(old.underlay.bits());
         }
     }
 
     /// All VTEPs, by number.
-    pub fn iter(&self) -> impl Iterator<Item = (VtepId, &Vtep)> {
+    pub fn iter(&self) -> impl Iterator<Item = (VtepId, &VtepSpec)> {
         (0..).zip(self.by_id.iter()).filter_map(|(id, vtep)| Some((VtepId(id), vtep.as_ref()?)))
     }
 

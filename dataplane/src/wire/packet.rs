@@ -63,7 +63,7 @@ pub enum Fragment {
 impl Packet {
     /// Reads the IPv4 packet at the beginning of `ip`; bytes after its end
     /// (padding) are ignored. The header's checksum is verified, no other one.
-    #[inline]
+    #[inline(always)]
     pub fn parse_v4(ip: &[u8]) -> Result<Self, WireError> {
         let view = Ipv4::new_checked(ip)?;
         if !view.verify_checksum() {
@@ -76,7 +76,7 @@ impl Packet {
 
     /// Reads the IPv6 packet at the beginning of `ip`; bytes after its end
     /// (padding) are ignored.
-    #[inline]
+    #[inline(always)]
     pub fn parse_v6(ip: &[u8]) -> Result<Self, WireError> {
         let (mut packet, payload) = Self::of_v6(&Ipv6::new_checked(ip)?)?;
         packet.read_transport(payload)?;
@@ -94,7 +94,7 @@ impl Packet {
     }
 
     /// What the IP header says, and what it carries.
-    #[inline]
+    #[inline(always)]
     fn of_v4<'a>(view: &Ipv4<'a>) -> Result<(Self, &'a [u8]), WireError> {
         let fragment = match (view.fragment_offset(), view.more_fragments()) {
             (0, false) => Fragment::None,
@@ -123,7 +123,7 @@ impl Packet {
         Ok((packet, payload))
     }
 
-    #[inline]
+    #[inline(always)]
     fn of_v6<'a>(view: &Ipv6<'a>) -> Result<(Self, &'a [u8]), WireError> {
         let upper = view.upper()?;
         let fragment = match upper.fragment {
@@ -147,7 +147,7 @@ impl Packet {
         Ok((packet, upper.payload))
     }
 
-    #[inline]
+    #[inline(always)]
     fn read_transport(&mut self, payload: &[u8]) -> Result<(), WireError> {
         if self.is_later_fragment() {
             return Ok(());

@@ -1,85 +1,166 @@
-//! A worker's frames: one mapping cut into chunks, and who owns each.
+//! The memory of one worker, in chunks, and who owns each chunk.
 //!
-//! A chunk is free, held by the worker, or lent to a socket (in one of its
-//! rings, or in the kernel). Bytes are given out for held chunks only: that is
-//! what makes a slice of them sound while the kernel writes others. An area may
-//! be registered with any number of sockets, each in its own mode; the memory
-//! stays mapped until the area and all of them are gone.
+//! An [`Area`] is registered as UMEM on every socket of its worker, so that a
+//! frame received on one device is sent on another without being moved. A
+//! chunk is at any time free, held by the worker, or lent to one port. The
+//! area's books, not the values that pass through the worker, decide what may
+//! be touched: [`Area::bytes`] gives nothing of a chunk that the worker does
+//! not hold, whatever it is asked for. That is what makes it sound to give out
+//! slices of memory that the kernel writes other parts of.
+//!
+//! The mapping lives as long as the area or any socket on it.
 
+use std::fmt;
 use std::io;
-use std::sync::Arc;
+use std::ptr::NonNull;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::hint;
-use crate::os::Mapping;
+use crate::mapping::{self, Mapping};
 
-/// Bytes of a huge page.
-const HUGE_PAGE: usize = 2 << 20;
+/// Bytes that AF_XDP leaves free before a received frame
+/// (`XDP_PACKET_HEADROOM`, linux/bpf.h). Other ports leave the same.
+pub const HEADROOM: u32 = 256;
 
-/// Bytes of a page.
-const PAGE: u32 = 4096;
+/// The smallest chunk that AF_XDP accepts (`XDP_UMEM_MIN_CHUNK_SIZE`).
+pub const MIN_CHUNK_SIZE: u32 = 2048;
 
 /// Why there is no area.
 #[derive(Debug, thiserror::Error)]
 pub enum AreaError {
-    /// The kernel takes powers of two from 2048 bytes to a page.
-    #[error("frames of {0} bytes can't be had: the kernel takes 2048 or 4096")]
-    ChunkSize(u32),
-    /// No memory.
-    #[error("{bytes} bytes of memory can't be had: {source}")]
-    Map {
-        /// How much was asked for.
+    /// The kernel takes chunks that are a power of two from 2,048 bytes to a page.
+    #[error(
+        "chunk size {size} is not possible: use a power of two from {MIN_CHUNK_SIZE} to {page}"
+    )]
+    ChunkSize {
+        /// What was asked for, in bytes.
+        size: u32,
+        /// Bytes per page on this machine.
+        page: usize,
+    },
+    /// An area has at least one chunk, and fewer than 4 GiB / 2,048.
+    #[error("{chunks} chunks are not possible: use 1 to {most}")]
+    Chunks {
+        /// What was asked for.
+        chunks: u32,
+        /// The largest number.
+        most: u32,
+    },
+    /// The kernel has no such memory.
+    #[error("{bytes} bytes of memory for frames: {source}; use fewer frames")]
+    Memory {
+        /// What was asked for.
         bytes: usize,
-        /// The system's error.
+        /// The kernel's reason.
         source: io::Error,
     },
 }
 
-/// Where a chunk is.
+/// The number of a port among those of one area.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Owner {
-    Free,
-    Worker,
-    Socket,
+pub(crate) struct PortId(u8);
+
+/// Who owns a chunk: one byte each, so that the books of a large area fit
+/// into the first-level cache.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Owner(u8);
+
+impl Owner {
+    const FREE: Self = Self(0);
+    const HELD: Self = Self(1);
+
+    const fn port(port: PortId) -> Self {
+        Self(port.0 + 2)
+    }
 }
 
-/// A place in an area, as sockets see it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Ports that one area can have at a time.
+const PORTS: usize = 64;
+
+/// The part of an area that its sockets share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    mapping: Mapping,
+    ports: Mutex<[bool; PORTS]>,
+}
+
+impl Shared {
+    /// A number for a new port; `None` when all are taken.
+    pub(crate) fn register(&self) -> Option<PortId> {
+        let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        let free = ports.iter().position(|taken| !taken)?;
+        ports[free] = true;
+        Some(PortId(free as u8))
+    }
+
+    /// Makes the number of a port available that owns no chunks any more.
+    pub(crate) fn unregister(&self, port: PortId) {
+        let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        ports[usize::from(port.0)] = false;
+    }
+
+    pub(crate) fn start(&self) -> NonNull<u8> {
+        self.mapping.start()
+    }
+}
+
+/// Where in an area one frame lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Descriptor {
     /// The chunk's number.
     pub chunk: u32,
-    /// Offset of the first byte from the start of the chunk, in bytes.
+    /// Offset of the frame's first byte from the start of the chunk, in bytes.
     pub head: u32,
-    /// Number of bytes.
+    /// The frame's length in bytes.
     pub len: u32,
 }
 
-/// A worker's frames.
-#[derive(Debug)]
+/// Memory for frames, and the books on who owns which chunk.
 pub struct Area {
-    mapping: Arc<Mapping>,
+    shared: Arc<Shared>,
     chunk_size: u32,
+    /// log2 of the chunk size.
+    shift: u32,
     owners: Box<[Owner]>,
+    /// Last in, first out: the chunk that was touched last is the warmest.
     free: Vec<u32>,
+    held: u32,
+    pages: &'static str,
 }
 
 impl Area {
-    /// An area of `chunks` chunks of `chunk_size` bytes.
+    /// An area of `chunks` chunks of `chunk_size` bytes, all free.
+    ///
+    /// # Errors
+    /// When the size or number is not possible, or the memory can't be had.
     pub fn new(chunks: u32, chunk_size: u32) -> Result<Self, AreaError> {
-        if !chunk_size.is_power_of_two() || !(2048..=PAGE).contains(&chunk_size) {
-            return Err(AreaError::ChunkSize(chunk_size));
+        let page = mapping::page_size();
+        if !chunk_size.is_power_of_two()
+            || chunk_size < MIN_CHUNK_SIZE
+            || chunk_size as usize > page
+        {
+            return Err(AreaError::ChunkSize { size: chunk_size, page });
         }
-        let bytes = (chunks as usize * chunk_size as usize).next_multiple_of(HUGE_PAGE);
-        let mapping = Mapping::anonymous(bytes);
-        let mapping = mapping.map_err(|source| AreaError::Map { bytes, source })?;
-        // Advice only: small pages do as well, a little slower.
-        let _ = mapping.advise(libc::MADV_HUGEPAGE);
-        // A forked child must not share pages that the kernel writes to.
-        let _ = mapping.advise(libc::MADV_DONTFORK);
+        let most = u32::MAX / chunk_size;
+        if chunks == 0 || chunks > most {
+            return Err(AreaError::Chunks { chunks, most });
+        }
+        let bytes = chunks as usize * chunk_size as usize;
+        let mapping =
+            Mapping::anonymous(bytes).map_err(|source| AreaError::Memory { bytes, source })?;
+        let pages = match mapping::huge_bytes(&mapping) {
+            0 => "4 KiB",
+            huge if huge >= mapping.len() => "2 MiB transparent",
+            _ => "2 MiB transparent in part",
+        };
         Ok(Self {
-            mapping: Arc::new(mapping),
+            shared: Arc::new(Shared { mapping, ports: Mutex::new([false; PORTS]) }),
             chunk_size,
-            owners: vec![Owner::Free; chunks as usize].into(),
+            shift: chunk_size.trailing_zeros(),
+            owners: vec![Owner::FREE; chunks as usize].into(),
             free: (0..chunks).rev().collect(),
+            held: 0,
+            pages,
         })
     }
 
@@ -101,162 +182,305 @@ impl Area {
         self.free.len() as u32
     }
 
-    /// Takes a free chunk for the worker.
+    /// Number of chunks that the worker holds.
+    #[inline]
+    pub fn held(&self) -> u32 {
+        self.held
+    }
+
+    /// Number of chunks that are lent to ports.
+    #[inline]
+    pub fn lent(&self) -> u32 {
+        self.chunks() - self.free() - self.held
+    }
+
+    /// What kind of pages the memory is on: `2 MiB transparent`, the same
+    /// `in part`, or `4 KiB`.
+    pub fn pages(&self) -> &'static str {
+        self.pages
+    }
+
+    /// Takes a free chunk; the worker holds it until [`release`](Self::release)
+    /// or until a port takes it.
     #[inline]
     pub fn allocate(&mut self) -> Option<u32> {
         let chunk = self.free.pop()?;
-        self.owners[chunk as usize] = Owner::Worker;
+        self.owners[chunk as usize] = Owner::HELD;
+        self.held += 1;
         Some(chunk)
     }
 
     /// Gives a chunk that the worker holds back to the free ones. `false`, and
     /// no change, when the worker does not hold it.
     #[inline]
-    #[must_use]
     pub fn release(&mut self, chunk: u32) -> bool {
-        self.hand(chunk, Owner::Worker, Owner::Free)
+        let held = self.owner(chunk) == Some(Owner::HELD);
+        if held {
+            self.owners[chunk as usize] = Owner::FREE;
+            self.held -= 1;
+            self.free.push(chunk);
+        }
+        held
     }
 
-    /// A free chunk for a socket.
+    /// `len` bytes from `head` of a chunk. Empty when the worker does not hold
+    /// the chunk or the range is not within it.
     #[inline]
-    pub(crate) fn lend_free(&mut self) -> Option<u32> {
+    pub fn bytes(&self, chunk: u32, head: u32, len: u32) -> &[u8] {
+        match self.address(chunk, head, len) {
+            // SAFETY: `address` vouches for `len` bytes inside the mapping, in
+            // a chunk that no port has, so the kernel does not write to it;
+            // nobody in this process does while `self` is borrowed. The memory
+            // was zeroed when mapped, and lives as long as `self`.
+            Some(start) => unsafe { std::slice::from_raw_parts(start.as_ptr(), len as usize) },
+            None => &[],
+        }
+    }
+
+    /// The same for writing.
+    #[inline]
+    pub fn bytes_mut(&mut self, chunk: u32, head: u32, len: u32) -> &mut [u8] {
+        match self.address(chunk, head, len) {
+            // SAFETY: as in `bytes`; `self` is borrowed mutably, so there is
+            // no other slice of this area.
+            Some(start) => unsafe { std::slice::from_raw_parts_mut(start.as_ptr(), len as usize) },
+            None => &mut [],
+        }
+    }
+
+    /// Asks the CPU to load the line at `head` of a chunk, whoever owns it.
+    #[inline]
+    pub fn prefetch(&self, chunk: u32, head: u32) {
+        let offset = self.offset(chunk, head);
+        hint::prefetch_address(self.shared.start().as_ptr().wrapping_add(offset as usize));
+    }
+
+    /// The address of `len` bytes that the worker holds.
+    #[inline]
+    pub(crate) fn address(&self, chunk: u32, head: u32, len: u32) -> Option<NonNull<u8>> {
+        let end = head.checked_add(len)?;
+        if self.owner(chunk) != Some(Owner::HELD) || end > self.chunk_size {
+            return None;
+        }
+        let offset = self.offset(chunk, head) as usize;
+        // SAFETY: the chunk is one of the area's and `head` at most its size,
+        // so the offset is at most the mapping's length.
+        Some(unsafe { self.shared.start().add(offset) })
+    }
+
+    #[inline]
+    fn owner(&self, chunk: u32) -> Option<Owner> {
+        self.owners.get(chunk as usize).copied()
+    }
+
+    // === impl Area: the ports' side ===
+
+    /// Whether `shared` is this area's.
+    #[inline]
+    pub(crate) fn is(&self, shared: &Arc<Shared>) -> bool {
+        Arc::ptr_eq(&self.shared, shared)
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// A place in the area as AF_XDP counts it: bytes from the start.
+    #[inline]
+    pub(crate) fn offset(&self, chunk: u32, head: u32) -> u64 {
+        (u64::from(chunk) << self.shift) + u64::from(head)
+    }
+
+    /// Moves a free chunk to a port.
+    #[inline]
+    pub(crate) fn lend_free(&mut self, port: PortId) -> Option<u32> {
         let chunk = self.free.pop()?;
-        self.owners[chunk as usize] = Owner::Socket;
+        self.owners[chunk as usize] = Owner::port(port);
         Some(chunk)
     }
 
-    /// A chunk of the worker for a socket.
+    /// Moves a frame's chunk from the worker to a port. `false`, and no
+    /// change, when the worker does not hold it or the frame leaves the chunk.
     #[inline]
-    pub(crate) fn lend(&mut self, chunk: u32) -> bool {
-        self.hand(chunk, Owner::Worker, Owner::Socket)
+    pub(crate) fn lend(&mut self, port: PortId, frame: Descriptor) -> bool {
+        let lent = self.address(frame.chunk, frame.head, frame.len).is_some();
+        if lent {
+            self.owners[frame.chunk as usize] = Owner::port(port);
+            self.held -= 1;
+        }
+        lent
     }
 
-    /// A chunk from a socket for the worker.
+    /// Moves the chunk of a received frame from a port to the worker. `None`,
+    /// and no change, when the port does not have it.
     #[inline]
-    pub(crate) fn receive(&mut self, chunk: u32) -> bool {
-        self.hand(chunk, Owner::Socket, Owner::Worker)
+    pub(crate) fn receive(&mut self, port: PortId, offset: u64, len: u32) -> Option<Descriptor> {
+        let chunk = u32::try_from(offset >> self.shift).ok()?;
+        let head = offset as u32 & (self.chunk_size - 1);
+        if self.owner(chunk) != Some(Owner::port(port)) || len > self.chunk_size - head {
+            return None;
+        }
+        self.owners[chunk as usize] = Owner::HELD;
+        self.held += 1;
+        Some(Descriptor { chunk, head, len })
     }
 
-    /// A chunk from a socket to the free ones.
+    /// Frees the chunk of a sent frame. `false`, and no change, when the port
+    /// does not have it.
     #[inline]
-    pub(crate) fn reclaim(&mut self, chunk: u32) -> bool {
-        self.hand(chunk, Owner::Socket, Owner::Free)
+    pub(crate) fn complete(&mut self, port: PortId, offset: u64) -> bool {
+        let Ok(chunk) = u32::try_from(offset >> self.shift) else { return false };
+        let lent = self.owner(chunk) == Some(Owner::port(port));
+        if lent {
+            self.owners[chunk as usize] = Owner::FREE;
+            self.free.push(chunk);
+        }
+        lent
     }
 
-    #[inline]
-    fn hand(&mut self, chunk: u32, from: Owner, to: Owner) -> bool {
-        match self.owners.get_mut(chunk as usize) {
-            Some(owner) if *owner == from => {
-                *owner = to;
-                if to == Owner::Free {
-                    self.free.push(chunk);
-                }
-                true
+    /// Frees everything that a port has, and returns the number. Only for a
+    /// port whose kernel side is gone.
+    pub(crate) fn return_all(&mut self, port: PortId) -> u32 {
+        let mut returned = 0;
+        for (chunk, owner) in (0u32..).zip(self.owners.iter_mut()) {
+            if *owner == Owner::port(port) {
+                *owner = Owner::FREE;
+                self.free.push(chunk);
+                returned += 1;
             }
-            _ => false,
         }
-    }
-
-    /// Where the bytes of a held chunk begin, if `head..head + len` lies in it.
-    #[inline]
-    fn place(&self, chunk: u32, head: u32, len: u32) -> Option<usize> {
-        let held = self.owners.get(chunk as usize) == Some(&Owner::Worker);
-        let fits = head.checked_add(len).is_some_and(|end| end <= self.chunk_size);
-        (held && fits).then(|| chunk as usize * self.chunk_size as usize + head as usize)
-    }
-
-    /// Bytes of a chunk that the worker holds; empty otherwise, or when they
-    /// don't lie within it.
-    #[inline]
-    pub fn bytes(&self, chunk: u32, head: u32, len: u32) -> &[u8] {
-        let Some(place) = self.place(chunk, head, len) else { return &[] };
-        // SAFETY: `place` is within the mapping: chunks cover no more than it.
-        let start = unsafe { self.mapping.start().add(place) };
-        // SAFETY: the bytes lie in one chunk of the mapping, which is
-        // initialized (zeros, or what was written since) and lives as long as
-        // `self`. The worker holds the chunk, so no socket was given it; nobody
-        // writes it but through `bytes_mut`, which needs `&mut self`.
-        unsafe { std::slice::from_raw_parts(start.as_ptr(), len as usize) }
-    }
-
-    /// The same bytes for writing.
-    #[inline]
-    pub fn bytes_mut(&mut self, chunk: u32, head: u32, len: u32) -> &mut [u8] {
-        let Some(place) = self.place(chunk, head, len) else { return &mut [] };
-        // SAFETY: as in `bytes`.
-        let start = unsafe { self.mapping.start().add(place) };
-        // SAFETY: as in `bytes`; and `&mut self` means that no other slice of
-        // this area exists.
-        unsafe { std::slice::from_raw_parts_mut(start.as_ptr(), len as usize) }
-    }
-
-    /// Asks the CPU to load the first bytes of a frame soon.
-    #[inline]
-    pub fn prefetch(&self, chunk: u32, head: u32) {
-        let offset = chunk as usize * self.chunk_size as usize + head as usize;
-        hint::prefetch_address(self.mapping.start().as_ptr().wrapping_add(offset));
-    }
-
-    /// What pages the area is on, as far as the kernel tells.
-    pub fn pages(&self) -> &'static str {
-        if huge_pages_at(self.mapping.start().as_ptr().addr()).unwrap_or(false) {
-            "2 MiB transparent"
-        } else {
-            "4 KiB"
-        }
-    }
-
-    pub(crate) fn mapping(&self) -> &Arc<Mapping> {
-        &self.mapping
+        returned
     }
 }
 
-/// Whether the mapping that begins at or holds `address` has huge pages, by
-/// /proc/self/smaps.
-fn huge_pages_at(address: usize) -> io::Result<bool> {
-    let smaps = std::fs::read_to_string("/proc/self/smaps")?;
-    let mut inside = false;
-    for line in smaps.lines() {
-        let range = line.split(' ').next().and_then(|range| range.split_once('-'));
-        let bound = |text| usize::from_str_radix(text, 16).ok();
-        if let Some((start, end)) = range.and_then(|(a, b)| bound(a).zip(bound(b))) {
-            inside = (start..end).contains(&address);
-        } else if let (true, Some(rest)) = (inside, line.strip_prefix("AnonHugePages:")) {
-            return Ok(!rest.trim().starts_with("0 "));
-        }
+impl fmt::Debug for Area {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Area")
+            .field("chunks", &self.chunks())
+            .field("chunk_size", &self.chunk_size)
+            .field("free", &self.free())
+            .field("held", &self.held)
+            .field("lent", &self.lent())
+            .field("pages", &self.pages)
+            .finish()
     }
-    Ok(false)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn bytes_are_given_out_for_held_chunks_only() {
-        let mut area = Area::new(4, 2048).unwrap();
-        assert_eq!((area.chunks(), area.free()), (4, 4));
-        assert!(area.bytes(0, 0, 1).is_empty());
-        let chunk = area.allocate().unwrap();
-        area.bytes_mut(chunk, 2040, 8).fill(7);
-        assert_eq!(area.bytes(chunk, 2040, 8), [7; 8]);
-        assert!(area.bytes(chunk, 2040, 9).is_empty());
-        assert!(area.bytes(chunk, u32::MAX, 2).is_empty());
-        assert!(area.bytes(99, 0, 1).is_empty());
-        assert!(area.lend(chunk));
-        assert!(area.bytes(chunk, 2040, 8).is_empty());
-        assert!(!area.release(chunk));
-        assert!(area.receive(chunk));
-        assert_eq!(area.bytes(chunk, 2040, 8), [7; 8]);
-        assert!(area.release(chunk));
-        assert!(!area.release(chunk), "released twice");
-        assert_eq!(area.free(), 4);
+    fn counts(area: &Area) -> (u32, u32, u32) {
+        (area.free(), area.held(), area.lent())
     }
 
     #[test]
-    fn sizes_that_the_kernel_refuses_are_refused() {
-        for size in [0, 1024, 3000, 8192] {
-            assert!(matches!(Area::new(4, size), Err(AreaError::ChunkSize(_))));
+    fn impossible_sizes_are_refused() {
+        for size in [0, 1024, 2049, 3000, 1 << 20] {
+            assert!(matches!(Area::new(8, size), Err(AreaError::ChunkSize { .. })), "{size}");
         }
+        assert!(matches!(Area::new(0, 2048), Err(AreaError::Chunks { .. })));
+        assert!(matches!(Area::new(u32::MAX, 4096), Err(AreaError::Chunks { .. })));
+    }
+
+    #[test]
+    fn only_held_chunks_have_bytes() {
+        let mut area = Area::new(4, 2048).unwrap();
+        let chunk = area.allocate().unwrap();
+        area.bytes_mut(chunk, 256, 3).copy_from_slice(&[1, 2, 3]);
+        assert_eq!(area.bytes(chunk, 257, 3), [2, 3, 0]);
+        assert_eq!(area.bytes(chunk, 0, 2048).len(), 2048);
+        assert!(area.release(chunk));
+        assert!(area.bytes(chunk, 256, 3).is_empty());
+        assert!(area.bytes_mut(chunk, 256, 3).is_empty());
+    }
+
+    #[test]
+    fn ranges_outside_the_chunk_are_empty() {
+        let mut area = Area::new(4, 2048).unwrap();
+        let chunk = area.allocate().unwrap();
+        assert!(area.bytes(chunk, 1, 2048).is_empty());
+        assert!(area.bytes(chunk, 2049, 0).is_empty());
+        assert!(area.bytes(chunk, u32::MAX, 2).is_empty());
+        assert!(area.bytes(chunk, 2, u32::MAX).is_empty());
+        assert!(area.bytes(4, 0, 1).is_empty());
+        assert!(area.bytes(u32::MAX, 0, 1).is_empty());
+        area.prefetch(u32::MAX, u32::MAX);
+    }
+
+    #[test]
+    fn a_chunk_is_released_once() {
+        let mut area = Area::new(2, 2048).unwrap();
+        let chunk = area.allocate().unwrap();
+        assert!(area.release(chunk));
+        assert!(!area.release(chunk));
+        assert!(!area.release(99));
+        assert_eq!(counts(&area), (2, 0, 0));
+    }
+
+    #[test]
+    fn chunks_run_out() {
+        let mut area = Area::new(2, 4096).unwrap();
+        assert!(area.allocate().is_some());
+        assert!(area.allocate().is_some());
+        assert_eq!(area.allocate(), None);
+        assert_eq!(counts(&area), (0, 2, 0));
+    }
+
+    #[test]
+    fn a_chunk_travels_between_ports() {
+        let mut area = Area::new(4, 2048).unwrap();
+        let one = area.shared().register().unwrap();
+        let other = area.shared().register().unwrap();
+        let chunk = area.lend_free(one).unwrap();
+        let offset = area.offset(chunk, 256);
+        assert_eq!(counts(&area), (3, 0, 1));
+        assert_eq!(area.receive(other, offset, 60), None, "not lent to this port");
+        assert_eq!(area.receive(one, offset, 1793), None, "longer than the chunk");
+        let frame = area.receive(one, offset, 60).unwrap();
+        assert_eq!(frame, Descriptor { chunk, head: 256, len: 60 });
+        assert_eq!(area.receive(one, offset, 60), None, "received twice");
+        assert!(area.lend(other, frame));
+        assert!(!area.lend(other, frame), "sent twice");
+        assert!(area.bytes(chunk, 256, 60).is_empty(), "lent");
+        assert!(!area.release(chunk), "lent");
+        assert!(!area.complete(one, offset), "another port's");
+        assert!(area.complete(other, offset));
+        assert!(!area.complete(other, offset), "completed twice");
+        assert_eq!(counts(&area), (4, 0, 0));
+    }
+
+    #[test]
+    fn offsets_outside_the_area_belong_to_nobody() {
+        let mut area = Area::new(4, 2048).unwrap();
+        let port = area.shared().register().unwrap();
+        for offset in [4 * 2048, u64::from(u32::MAX), u64::MAX] {
+            assert_eq!(area.receive(port, offset, 0), None);
+            assert!(!area.complete(port, offset));
+        }
+    }
+
+    #[test]
+    fn a_closed_port_gives_everything_back() {
+        let mut area = Area::new(8, 2048).unwrap();
+        let one = area.shared().register().unwrap();
+        let other = area.shared().register().unwrap();
+        for _ in 0..3 {
+            area.lend_free(one).unwrap();
+        }
+        area.lend_free(other).unwrap();
+        assert_eq!(area.return_all(one), 3);
+        assert_eq!(counts(&area), (7, 0, 1));
+        assert_eq!(area.return_all(other), 1);
+    }
+
+    #[test]
+    fn port_numbers_are_given_again() {
+        let area = Area::new(1, 2048).unwrap();
+        let ports: Vec<_> = std::iter::from_fn(|| area.shared().register()).collect();
+        assert_eq!(ports.len(), PORTS);
+        area.shared().unregister(ports[5]);
+        assert_eq!(area.shared().register(), Some(ports[5]));
     }
 }

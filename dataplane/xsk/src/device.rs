@@ -1,162 +1,283 @@
-//! What ethtool and the kernel's link tables know of devices.
-//!
-//! Names and indices are those of the calling thread's network namespace.
+//! What a port has to know of a network device, and the few settings that a
+//! port depends on. Devices are those of the calling thread's network
+//! namespace.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString, c_ulong};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use crate::os;
+use crate::sys;
 
-/// `struct ifreq` as far as ethtool uses it.
-#[repr(C)]
-struct Request {
-    name: [u8; libc::IFNAMSIZ],
-    data: *mut libc::c_void,
-    _rest: [u8; 16],
+pub(crate) mod xdp;
+
+/// A request about a device that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("device {device}: {request}: {source}")]
+pub struct DeviceError {
+    /// The device's name, or its index where that is what was given.
+    pub device: String,
+    /// What was asked for.
+    pub request: &'static str,
+    /// The kernel's reason.
+    pub source: io::Error,
 }
 
-const SIOCETHTOOL: libc::c_ulong = 0x8946;
-const GET_CHANNELS: u32 = 0x3c;
-const SET_TX_CHECKSUM: u32 = 0x17;
-const SET_TSO: u32 = 0x1f;
-const SET_GSO: u32 = 0x24;
+fn failed(device: &str, request: &'static str) -> impl FnOnce(io::Error) -> DeviceError {
+    move |source| DeviceError { device: device.to_owned(), request, source }
+}
 
-/// Index of a device by its name.
-pub fn index(name: &str) -> io::Result<u32> {
-    let name = CString::new(name).map_err(|_| io::ErrorKind::InvalidInput)?;
-    // SAFETY: `name` ends with a zero and is readable during the call.
-    match unsafe { libc::if_nametoindex(name.as_ptr()) } {
-        0 => Err(io::Error::last_os_error()),
+/// The index of a device.
+///
+/// # Errors
+/// When there is no such device.
+pub fn index(name: &str) -> Result<u32, DeviceError> {
+    let request = "looking up the index";
+    let c_name = CString::new(name)
+        .map_err(|_| failed(name, request)(io::Error::from_raw_os_error(libc::ENODEV)))?;
+    // SAFETY: the name is valid for reading and ends in zero.
+    match unsafe { libc::if_nametoindex(c_name.as_ptr()) } {
+        0 => Err(failed(name, request)(io::Error::last_os_error())),
         index => Ok(index),
     }
 }
 
-/// Name of a device by its index.
-pub fn name(index: u32) -> io::Result<String> {
-    let mut name = [0u8; libc::IFNAMSIZ];
-    // SAFETY: `name` is writable for IFNAMSIZ bytes, which is what the call
-    // may write.
-    if unsafe { libc::if_indextoname(index, name.as_mut_ptr().cast()) }.is_null() {
-        return Err(io::Error::last_os_error());
+/// The name of a device.
+///
+/// # Errors
+/// When there is no such device.
+pub fn name(index: u32) -> Result<String, DeviceError> {
+    let mut buffer = [0u8; libc::IFNAMSIZ];
+    // SAFETY: the buffer is as long as the call demands.
+    let found = unsafe { libc::if_indextoname(index, buffer.as_mut_ptr().cast()) };
+    if found.is_null() {
+        let error = io::Error::last_os_error();
+        return Err(failed(&index.to_string(), "looking up the name")(error));
     }
-    let end = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
-    Ok(String::from_utf8_lossy(&name[..end]).into_owned())
+    Ok(text(&buffer))
 }
 
-/// Number of receive queues that the device has in use; 1 where the driver does
-/// not tell.
-pub fn channels(name: &str) -> io::Result<u32> {
-    // `struct ethtool_channels`: command, maxima of four kinds, counts of
-    // receive, transmit, other and combined channels.
-    let mut channels = [0u32; 9];
-    channels[0] = GET_CHANNELS;
+/// Number of receive queues as AF_XDP counts them: 1 where the driver does not
+/// tell.
+///
+/// # Errors
+/// When there is no such device.
+pub fn channels(name: &str) -> Result<u32, DeviceError> {
+    let mut channels = Channels { command: ETHTOOL_GCHANNELS, ..Channels::default() };
     match ethtool(name, &mut channels) {
-        Ok(()) => Ok((channels[5] + channels[8]).max(1)),
+        Ok(()) => Ok((channels.combined + channels.rx).max(1)),
         Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(1),
-        Err(error) => Err(error),
+        Err(error) => Err(failed(name, "counting queues")(error)),
     }
 }
 
-/// Switches off what leaves work on a frame to the device: unfinished
-/// checksums, and segments still in one piece. Frames on a veth otherwise arrive
-/// that way.
-pub fn disable_offloads(name: &str) -> io::Result<()> {
-    for command in [SET_TX_CHECKSUM, SET_TSO, SET_GSO] {
-        match ethtool(name, &mut [command, 0]) {
-            // What the device does not have needs no switching off.
-            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
-            other => other?,
+/// The driver's name: `virtio_net`, `mlx5_core`, `veth`.
+///
+/// # Errors
+/// When there is no such device, or the driver does not tell.
+pub fn driver(name: &str) -> Result<String, DeviceError> {
+    let mut info = DriverInfo { command: ETHTOOL_GDRVINFO, ..DriverInfo::default() };
+    ethtool(name, &mut info).map_err(failed(name, "asking for the driver"))?;
+    Ok(text(&info.driver))
+}
+
+/// The device's Ethernet address.
+///
+/// # Errors
+/// When there is no such device.
+pub fn mac(name: &str) -> Result<[u8; 6], DeviceError> {
+    let request = device_request(name, libc::SIOCGIFHWADDR)
+        .map_err(failed(name, "asking for the Ethernet address"))?;
+    // SAFETY: the kernel has filled this member in; any bytes are a sockaddr.
+    let address = unsafe { request.ifr_ifru.ifru_hwaddr };
+    let mut mac = [0; 6];
+    for (to, from) in mac.iter_mut().zip(address.sa_data) {
+        *to = from as u8;
+    }
+    Ok(mac)
+}
+
+/// The device's MTU in bytes, without the Ethernet header.
+///
+/// # Errors
+/// When there is no such device.
+pub fn mtu(name: &str) -> Result<u32, DeviceError> {
+    let request =
+        device_request(name, libc::SIOCGIFMTU).map_err(failed(name, "asking for the MTU"))?;
+    // SAFETY: the kernel has filled this member in; any bits are a number.
+    let mtu = unsafe { request.ifr_ifru.ifru_mtu };
+    Ok(u32::try_from(mtu).unwrap_or(0))
+}
+
+/// The offloads that decide whether frames arrive complete.
+const OFFLOADS: [(u32, &str); 6] = [
+    (ETHTOOL_STXCSUM, "transmit checksum offload"),
+    (ETHTOOL_STSO, "TCP segmentation offload"),
+    (ETHTOOL_SGSO, "generic segmentation offload"),
+    (ETHTOOL_SGRO, "generic receive offload"),
+    (ETHTOOL_SSG, "scatter-gather"),
+    (ETHTOOL_SRXCSUM, "receive checksum offload"),
+];
+
+/// Switches a device's checksum and segmentation offloads off, so that the
+/// kernel finishes checksums and cuts segments before a frame leaves through
+/// it. For the end of a veth that faces the kernel, and the other.
+///
+/// What the driver has fixed, or does not know, is left as it is.
+///
+/// # Errors
+/// When there is no such device, or `CAP_NET_ADMIN` is missing.
+pub fn disable_offloads(name: &str) -> Result<(), DeviceError> {
+    set_offloads(name, false)
+}
+
+/// Switches them on again.
+///
+/// # Errors
+/// As [`disable_offloads`].
+pub fn enable_offloads(name: &str) -> Result<(), DeviceError> {
+    set_offloads(name, true)
+}
+
+fn set_offloads(name: &str, on: bool) -> Result<(), DeviceError> {
+    for (command, what) in OFFLOADS {
+        let mut value = Value { command, data: u32::from(on) };
+        match ethtool(name, &mut value) {
+            Ok(()) => {}
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EINVAL)) => {
+            }
+            Err(error) => return Err(failed(name, what)(error)),
         }
     }
     Ok(())
 }
 
-/// Makes an ethtool request whose structure is all 32-bit words.
-fn ethtool<const N: usize>(name: &str, words: &mut [u32; N]) -> io::Result<()> {
-    if name.len() >= libc::IFNAMSIZ {
-        return Err(io::ErrorKind::InvalidInput.into());
+/// Whether the device finishes no checksums and cuts no segments for those who
+/// send through it, so that what it carries is complete.
+///
+/// # Errors
+/// When there is no such device.
+pub fn offloads_disabled(name: &str) -> Result<bool, DeviceError> {
+    for command in [ETHTOOL_GTXCSUM, ETHTOOL_GTSO, ETHTOOL_GGSO] {
+        let mut value = Value { command, data: 0 };
+        ethtool(name, &mut value).map_err(failed(name, "asking for offloads"))?;
+        if value.data != 0 {
+            return Ok(false);
+        }
     }
-    let socket = os::socket(libc::AF_INET, libc::SOCK_DGRAM, 0)?;
-    let mut request =
-        Request { name: [0; libc::IFNAMSIZ], data: words.as_mut_ptr().cast(), _rest: [0; 16] };
-    request.name[..name.len()].copy_from_slice(name.as_bytes());
-    // SAFETY: `request` is as large as `struct ifreq`, and its pointer leads to
-    // `words`, which are as many as the command reads and writes; both live
-    // during the call.
-    os::check(unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL as _, &raw mut request) })?;
+    Ok(true)
+}
+
+// === linux/ethtool.h ===
+
+const ETHTOOL_GDRVINFO: u32 = 0x03;
+const ETHTOOL_SRXCSUM: u32 = 0x15;
+const ETHTOOL_GTXCSUM: u32 = 0x16;
+const ETHTOOL_STXCSUM: u32 = 0x17;
+const ETHTOOL_SSG: u32 = 0x19;
+const ETHTOOL_GTSO: u32 = 0x1e;
+const ETHTOOL_STSO: u32 = 0x1f;
+const ETHTOOL_GGSO: u32 = 0x23;
+const ETHTOOL_SGSO: u32 = 0x24;
+const ETHTOOL_SGRO: u32 = 0x2c;
+const ETHTOOL_GCHANNELS: u32 = 0x3c;
+const SIOCETHTOOL: c_ulong = 0x8946;
+
+/// A structure that `SIOCETHTOOL` reads and writes: it begins with the command,
+/// and is as long as that command's structure.
+///
+/// # Safety
+/// Both must hold, and every pattern of bits must be a value of the type.
+unsafe trait Ethtool {}
+
+/// `struct ethtool_value`.
+#[repr(C)]
+struct Value {
+    command: u32,
+    data: u32,
+}
+
+// SAFETY: as in the header, for the commands that get or set one number.
+unsafe impl Ethtool for Value {}
+
+/// `struct ethtool_channels`.
+#[repr(C)]
+#[derive(Default)]
+struct Channels {
+    command: u32,
+    max_rx: u32,
+    max_tx: u32,
+    max_other: u32,
+    max_combined: u32,
+    rx: u32,
+    tx: u32,
+    other: u32,
+    combined: u32,
+}
+
+// SAFETY: as in the header, for ETHTOOL_GCHANNELS.
+unsafe impl Ethtool for Channels {}
+
+/// `struct ethtool_drvinfo`.
+#[repr(C)]
+#[derive(Default)]
+struct DriverInfo {
+    command: u32,
+    driver: [u8; 32],
+    version: [u8; 32],
+    firmware: [u8; 32],
+    bus: [u8; 32],
+    expansion_rom: [u8; 32],
+    reserved: [u8; 12],
+    counts: [u32; 5],
+}
+
+// SAFETY: as in the header, for ETHTOOL_GDRVINFO.
+unsafe impl Ethtool for DriverInfo {}
+
+fn ethtool<T: Ethtool>(name: &str, value: &mut T) -> io::Result<()> {
+    let mut request = request(name)?;
+    request.ifr_ifru.ifru_data = (&raw mut *value).cast();
+    // SAFETY: SIOCETHTOOL reads the name and the pointer in `request`, and
+    // reads and writes at the pointer a structure that `Ethtool` vouches for.
+    unsafe { ioctl(SIOCETHTOOL, &mut request) }
+}
+
+/// A request without input; the answer is in the union.
+fn device_request(name: &str, number: c_ulong) -> io::Result<libc::ifreq> {
+    let mut request = request(name)?;
+    // SAFETY: the numbers that are used here write to the union and nowhere
+    // else.
+    unsafe { ioctl(number, &mut request) }?;
+    Ok(request)
+}
+
+/// # Safety
+/// The pointers that the kernel follows for this number must be valid.
+unsafe fn ioctl(number: c_ulong, request: &mut libc::ifreq) -> io::Result<()> {
+    let socket: OwnedFd = sys::socket(libc::AF_INET, libc::SOCK_DGRAM, 0)?;
+    // SAFETY: `request` is valid for reading and writing; for what it points
+    // to the caller vouches.
+    sys::check(unsafe { libc::ioctl(socket.as_raw_fd(), number, &raw mut *request) })?;
     Ok(())
 }
 
-/// An XDP program that is on a device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct XdpProgram {
-    /// The program's number.
-    pub id: u32,
-    /// How it is attached: native, generic, offloaded.
-    pub way: &'static str,
-}
-
-const NLMSG_HEADER: usize = 16;
-const IFINFO: usize = 16;
-const IFLA_XDP: u16 = 43;
-const IFLA_XDP_ATTACHED: u16 = 2;
-const IFLA_XDP_PROG_ID: u16 = 4;
-
-/// The XDP program on a device, if there is one.
-pub fn xdp_program(index: u32) -> io::Result<Option<XdpProgram>> {
-    let socket = os::socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE)?;
-    let answer = ask_link(&socket, index)?;
-    let body = answer.get(NLMSG_HEADER + IFINFO..).unwrap_or_default();
-    let Some((_, xdp)) = attributes(body).find(|(kind, _)| *kind == IFLA_XDP) else {
-        return Ok(None);
-    };
-    let value = |wanted| attributes(xdp).find(|(kind, _)| *kind == wanted).map(|(_, value)| value);
-    let way = match value(IFLA_XDP_ATTACHED).and_then(|value| value.first().copied()) {
-        None | Some(0) => return Ok(None),
-        Some(1) => "native",
-        Some(2) => "generic",
-        Some(3) => "offloaded",
-        Some(_) => "in several ways",
-    };
-    let id = value(IFLA_XDP_PROG_ID).and_then(|value| value.first_chunk());
-    Ok(Some(XdpProgram { id: id.map_or(0, |bytes| u32::from_ne_bytes(*bytes)), way }))
-}
-
-/// The kernel's answer to RTM_GETLINK for one device.
-fn ask_link(socket: &OwnedFd, index: u32) -> io::Result<Vec<u8>> {
-    let mut request = [0u8; NLMSG_HEADER + IFINFO];
-    let len = request.len() as u32;
-    request[..4].copy_from_slice(&len.to_ne_bytes());
-    request[4..6].copy_from_slice(&libc::RTM_GETLINK.to_ne_bytes());
-    request[6..8].copy_from_slice(&(libc::NLM_F_REQUEST as u16).to_ne_bytes());
-    request[20..24].copy_from_slice(&index.to_ne_bytes());
-    // SAFETY: `request` is readable for its length during the call.
-    let sent = unsafe { libc::send(socket.as_raw_fd(), request.as_ptr().cast(), request.len(), 0) };
-    os::check(sent as libc::c_int)?;
-    let mut answer = vec![0u8; 64 << 10];
-    // SAFETY: `answer` is writable for its length during the call.
-    let read =
-        unsafe { libc::recv(socket.as_raw_fd(), answer.as_mut_ptr().cast(), answer.len(), 0) };
-    answer.truncate(os::check(read as libc::c_int)? as usize);
-    let kind = answer.get(4..6).map(|bytes| u16::from_ne_bytes([bytes[0], bytes[1]]));
-    if kind != Some(libc::RTM_NEWLINK) {
-        return Err(io::ErrorKind::NotFound.into());
+/// A request that names a device, with zeros otherwise.
+fn request(name: &str) -> io::Result<libc::ifreq> {
+    if name.len() >= libc::IFNAMSIZ || name.is_empty() || name.contains('\0') {
+        return Err(io::Error::from_raw_os_error(libc::ENODEV));
     }
-    Ok(answer)
+    // SAFETY: all zeros are an empty name and a null pointer.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    Ok(request)
 }
 
-/// The attributes of a netlink message: kind and value.
-fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    std::iter::from_fn(move || {
-        let &[a, b, c, d] = bytes.first_chunk()?;
-        let len = usize::from(u16::from_ne_bytes([a, b]));
-        // The two upper bits are flags.
-        let kind = u16::from_ne_bytes([c, d]) & 0x3fff;
-        let value = bytes.get(4..len)?;
-        bytes = bytes.get(len.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind, value))
-    })
+/// The text up to the first zero.
+fn text(bytes: &[u8]) -> String {
+    let text = CStr::from_bytes_until_nul(bytes).map(CStr::to_bytes).unwrap_or(bytes);
+    String::from_utf8_lossy(text).into_owned()
 }
 
 #[cfg(test)]
@@ -164,21 +285,36 @@ mod tests {
     use super::*;
 
     #[test]
-    fn loopback_is_known() {
-        let lo = index("lo").unwrap();
-        assert_eq!(name(lo).unwrap(), "lo");
-        assert_eq!(channels("lo").unwrap(), 1);
-        assert_eq!(xdp_program(lo).unwrap(), None);
+    fn the_structures_are_as_long_as_the_kernels() {
+        assert_eq!(size_of::<Value>(), 8);
+        assert_eq!(size_of::<Channels>(), 36);
+        assert_eq!(size_of::<DriverInfo>(), 196);
     }
 
     #[test]
-    fn devices_that_are_not_there_are_errors() {
-        assert!(index("no-such-device").is_err());
-        assert!(index("a\0b").is_err());
-        assert!(name(u32::MAX).is_err());
-        assert!(channels("no-such-device").is_err());
-        assert!(channels("a-name-that-is-longer-than-any").is_err());
-        assert!(disable_offloads("no-such-device").is_err());
-        assert!(xdp_program(0x7fff_fff0).is_err());
+    fn the_loopback_device_is_known() {
+        let lo = index("lo").unwrap();
+        assert_eq!(name(lo).unwrap(), "lo");
+        assert_eq!(mac("lo").unwrap(), [0; 6]);
+        assert!(mtu("lo").unwrap() > 0);
+        assert_eq!(channels("lo").unwrap(), 1);
+    }
+
+    #[test]
+    fn a_device_that_is_not_there_is_an_error_that_names_it() {
+        let absent = "tieline-no-such-device";
+        for error in [
+            index(absent).unwrap_err(),
+            index("nul\0").unwrap_err(),
+            mac(absent).unwrap_err(),
+            mtu("").unwrap_err(),
+            channels(absent).unwrap_err(),
+            driver("nosuch0").unwrap_err(),
+            disable_offloads("nosuch0").unwrap_err(),
+            name(u32::MAX).unwrap_err(),
+        ] {
+            assert!(error.source.raw_os_error().is_some(), "{error}");
+        }
+        assert!(index(absent).unwrap_err().to_string().contains(absent));
     }
 }

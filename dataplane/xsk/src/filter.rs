@@ -1,376 +1,354 @@
-//! The XDP programs: which frames are ours.
+//! The XDP programs that decide which frames come to the workers, and the maps
+//! that steer them.
 //!
-//! On an underlay device ([`Filter::underlay`]):
+//! On the underlay, only VXLAN from a known peer to one of our addresses is
+//! taken, and only while the queue's worker is alive. Everything else goes on
+//! to the kernel as if nothing were there: ssh, kubelet, BGP, and the kernel's
+//! own VXLAN device. A dead or stuck worker never takes the node off the
+//! network.
 //!
 //! ```text
-//! if not Ethernet with IPv4 or IPv6 directly in it       pass
-//! if IPv4: header broken, not UDP, or a fragment         pass
-//! if IPv6: next header is not UDP                        pass
-//! if the UDP destination port is not settings.port       pass
-//! if the destination is not in own                       pass
-//! if the source is not in peers                          pass
-//! if now - heartbeats[queue] > settings.liveness         pass
-//! redirect to sockets[queue]; if there is none           pass
+//! underlay(frame, queue):
+//!     Ethernet type:
+//!         IPv4: version 4, header length >= 20, protocol UDP, not a fragment
+//!               source, destination = ::ffff:source, ::ffff:destination
+//!               udp = behind the options
+//!         IPv6: version 6, next header UDP
+//!               udp = behind the fixed header
+//!         other, VLAN tags included: pass
+//!     udp.destination port == settings.port   else pass
+//!     destination in underlay                 else pass
+//!     source in peers                         else pass
+//!     continue as gateway
+//!
+//! gateway(frame, queue):
+//!     queue < queues                                          else pass
+//!     now - heartbeats[queue] <= settings.liveness, signed    else pass
+//!     redirect to sockets[queue], or pass when there is none
 //! ```
 //!
-//! On the gateway ([`Filter::gateway`]) the last two lines alone. So whatever
-//! is not VXLAN from a known VTEP to this node stays the kernel's, and all of it
-//! does when the worker is dead or stuck.
+//! A header that is cut short is passed as well. The VNI is not looked at: a
+//! known peer's frames are the workers' to judge. Frames of more than one
+//! buffer are not supported: a driver whose MTU needs them refuses to attach.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::io;
+use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::AsRawFd;
-use std::ptr::NonNull;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::bpf::asm::{Alu, Assembler, Helper, If, Instruction, Label, Reg, Size};
-use crate::bpf::map::Kind;
-use crate::bpf::{Map, Program};
-use crate::os::Mapping;
+pub use crate::bpf::{Action, ForeignProgram, Link, LinkError as AttachError, TestRun};
+use crate::bpf::{
+    AssembleError, Instruction, LoadError, Map, MapKind, MapMemory, MapNumber, Program,
+};
 use crate::socket::Socket;
 
-pub use crate::bpf::{Action, AttachError, BpfError, Link};
+mod program;
 
-/// VTEPs that can be known at once.
+use program::Maps;
+
+/// Peers that a filter can know.
 pub const MAX_PEERS: u32 = 65_536;
+/// Own addresses that a filter can know.
+pub const MAX_UNDERLAY: u32 = 1024;
+/// Queues that a filter can serve.
+pub const MAX_QUEUES: u32 = 1024;
 
-/// Addresses that this node can have.
-const MAX_OWN: u32 = 256;
-
-/// Bytes between two heartbeats: workers must not share a cache line.
-const STRIDE: usize = 64;
-
-/// XDP_PASS
-const PASS: i32 = 2;
-
-/// How a filter begins.
+/// What a filter is built for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FilterConfig {
     /// VXLAN's UDP port.
     pub port: u16,
-    /// A worker without a heartbeat for longer than this gets no frames.
+    /// How long a worker may be silent before its frames go to the kernel.
     pub liveness: Duration,
-    /// Queues of the device.
+    /// Number of queues.
     pub queues: u32,
 }
 
-/// What the program reads of the settings: nanoseconds, then the port in
-/// network order.
-fn settings(config: &FilterConfig) -> [u8; 16] {
-    let mut bytes = [0; 16];
-    let nanoseconds = u64::try_from(config.liveness.as_nanos()).unwrap_or(u64::MAX >> 1);
-    bytes[..8].copy_from_slice(&nanoseconds.to_ne_bytes());
-    bytes[8..10].copy_from_slice(&config.port.to_be_bytes());
-    bytes
+/// Why a filter can't be built or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum FilterError {
+    /// The programs serve at most [`MAX_QUEUES`].
+    #[error("{queues} queues are not possible: use 1 to {MAX_QUEUES}")]
+    Queues {
+        /// What was asked for.
+        queues: u32,
+    },
+    /// A map can't be had.
+    #[error(
+        "map {map}: {source}; maps need CAP_BPF and CAP_NET_ADMIN, and before Linux 5.11 room under \
+         the memlock limit"
+    )]
+    Map {
+        /// The map's name.
+        map: &'static str,
+        /// The kernel's reason.
+        source: io::Error,
+    },
+    /// The program can't be loaded.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The program can't be put together: an error in this crate.
+    #[error("the program can't be put together: {0}")]
+    Assemble(#[from] AssembleError),
+    /// A set has more addresses than the map holds.
+    #[error("{addresses} addresses are too many for map {map}, which holds {most}")]
+    Full {
+        /// The map's name.
+        map: &'static str,
+        /// What was asked for.
+        addresses: usize,
+        /// What it holds.
+        most: u32,
+    },
+    /// There is no such queue.
+    #[error("queue {queue} is not one of the filter's {queues}")]
+    NoQueue {
+        /// What was asked for.
+        queue: u32,
+        /// The filter's number of queues.
+        queues: u32,
+    },
+    /// A test run failed.
+    #[error("test run of the program: {0}")]
+    TestRun(io::Error),
 }
 
-/// A program with its maps.
+/// A loaded XDP program and its maps. It is in force where it is attached, as
+/// long as the [`Link`] lives, even if the filter is dropped before.
 #[derive(Debug)]
 pub struct Filter {
     program: Program,
-    config: FilterConfig,
-    maps: Maps,
-    heartbeats: Arc<Mapping>,
-    peers: BTreeSet<IpAddr>,
-    own: BTreeSet<IpAddr>,
-}
-
-#[derive(Debug)]
-struct Maps {
     settings: Map,
     sockets: Map,
-    heartbeats: Map,
-    peers: Map,
-    own: Map,
+    heartbeats: MapMemory,
+    underlay: AddressSet,
+    peers: AddressSet,
+    config: FilterConfig,
 }
 
 impl Filter {
-    /// The filter of an underlay device.
-    pub fn underlay(config: &FilterConfig) -> Result<Self, BpfError> {
-        Self::new(config, "tieline_xdp", underlay)
+    /// A filter that takes VXLAN from known peers to known own addresses; it
+    /// knows none of either yet.
+    ///
+    /// # Errors
+    /// When a privilege is missing, or the kernel refuses a map or the program.
+    pub fn underlay(config: &FilterConfig) -> Result<Self, FilterError> {
+        Self::new("tieline_under", config, program::underlay)
     }
 
-    /// The filter of the gateway device: every frame is for the worker.
-    pub fn gateway(config: &FilterConfig) -> Result<Self, BpfError> {
-        Self::new(config, "tieline_gateway", gateway)
+    /// A filter that takes everything, for the gateway device.
+    ///
+    /// # Errors
+    /// As [`underlay`](Self::underlay).
+    pub fn gateway(config: &FilterConfig) -> Result<Self, FilterError> {
+        Self::new("tieline_gateway", config, program::gateway)
     }
 
     fn new(
+        name: &str,
         config: &FilterConfig,
-        name: &'static str,
-        code: impl Fn(&Maps) -> Vec<Instruction>,
-    ) -> Result<Self, BpfError> {
-        let queues = config.queues.max(1);
-        let maps = Maps {
-            settings: Map::new(Kind::Array, "tieline_settings", 4, 16, 1, false)?,
-            sockets: Map::new(Kind::Xsk, "tieline_sockets", 4, 4, queues, false)?,
-            heartbeats: Map::new(Kind::Array, "tieline_beats", 4, STRIDE, queues, true)?,
-            peers: Map::new(Kind::Hash, "tieline_peers", 16, 1, MAX_PEERS, false)?,
-            own: Map::new(Kind::Hash, "tieline_own", 16, 1, MAX_OWN, false)?,
-        };
-        maps.settings.set(&0u32.to_ne_bytes(), &settings(config))?;
-        let bytes = (queues as usize * STRIDE).next_multiple_of(4096);
-        let heartbeats = Mapping::shared(maps.heartbeats.as_raw_fd(), 0, bytes)
-            .map_err(|source| BpfError::Map { name: "tieline_beats", source })?;
-        Ok(Self {
-            program: Program::load(name, &code(&maps))?,
-            config: *config,
-            maps,
-            heartbeats: Arc::new(heartbeats),
-            peers: BTreeSet::new(),
-            own: BTreeSet::new(),
-        })
+        code: impl FnOnce(&Maps<'_>) -> Result<Vec<Instruction>, AssembleError>,
+    ) -> Result<Self, FilterError> {
+        let queues = config.queues;
+        if queues == 0 || queues > MAX_QUEUES {
+            return Err(FilterError::Queues { queues });
+        }
+        let settings = new_map(MapKind::Array, "settings", 4, program::SETTINGS_SIZE as u32, 1)?;
+        let sockets = new_map(MapKind::Sockets, "sockets", 4, 4, queues)?;
+        // One value with a line for each queue: the program reaches it without
+        // a lookup.
+        let size = queues * program::HEARTBEAT_STRIDE;
+        let heartbeats = new_map(MapKind::MappableArray, "heartbeats", 4, size, 1)?;
+        let underlay = AddressSet::new("underlay", MAX_UNDERLAY)?;
+        let peers = AddressSet::new("peers", MAX_PEERS)?;
+        let code = code(&Maps {
+            settings: &settings,
+            heartbeats: &heartbeats,
+            sockets: &sockets,
+            underlay: &underlay.map,
+            peers: &peers.map,
+            queues,
+        })?;
+        let program = Program::load(name, &code)?;
+        let heartbeats =
+            heartbeats.memory().map_err(|source| FilterError::Map { map: "heartbeats", source })?;
+        let filter =
+            Self { program, settings, sockets, heartbeats, underlay, peers, config: *config };
+        filter.write_settings()?;
+        Ok(filter)
     }
 
-    /// Changes the UDP port.
-    pub fn set_port(&mut self, port: u16) -> Result<(), BpfError> {
-        self.config.port = port;
-        self.maps.settings.set(&0u32.to_ne_bytes(), &settings(&self.config))
-    }
-
-    /// From now on these, and no others, are known VTEPs.
-    pub fn set_peers(&mut self, peers: &BTreeSet<IpAddr>) -> Result<(), BpfError> {
-        replace(&self.maps.peers, &mut self.peers, peers)
-    }
-
-    /// From now on these, and no others, are our underlay addresses.
-    pub fn set_underlay(&mut self, own: &BTreeSet<IpAddr>) -> Result<(), BpfError> {
-        replace(&self.maps.own, &mut self.own, own)
-    }
-
-    /// Frames of a queue go to this socket.
-    pub fn set_socket(&self, queue: u32, socket: &Socket) -> Result<(), BpfError> {
-        self.maps.sockets.set(&queue.to_ne_bytes(), &socket.as_raw_fd().to_ne_bytes())
-    }
-
-    /// The heartbeat of a queue's worker. Until its first beat the worker
-    /// counts as dead.
+    /// Changes VXLAN's UDP port; the next frame is judged by it.
     ///
-    /// # Panics
-    /// If there is no such queue.
+    /// # Errors
+    /// The kernel's, for the map.
+    pub fn set_port(&mut self, port: u16) -> Result<(), FilterError> {
+        self.config.port = port;
+        self.write_settings()
+    }
+
+    fn write_settings(&self) -> Result<(), FilterError> {
+        let mut value = [0; program::SETTINGS_SIZE];
+        let liveness = u64::try_from(self.config.liveness.as_nanos()).unwrap_or(u64::MAX);
+        // The program compares with sign.
+        let liveness = liveness.min(i64::MAX as u64);
+        let (port_at, liveness_at) =
+            (program::SETTING_PORT as usize, program::SETTING_LIVENESS as usize);
+        value[port_at..port_at + 2].copy_from_slice(&self.config.port.to_be_bytes());
+        value[liveness_at..liveness_at + 8].copy_from_slice(&liveness.to_ne_bytes());
+        self.settings
+            .update(&0u32.to_ne_bytes(), &value)
+            .map_err(|source| FilterError::Map { map: "settings", source })
+    }
+
+    /// Takes frames from exactly these peers from now on. Only what differs is
+    /// changed, so frames of a peer that stays are never passed by.
+    ///
+    /// # Errors
+    /// When there are more than [`MAX_PEERS`], or the kernel refuses; what was
+    /// changed by then stays.
+    pub fn set_peers(&mut self, peers: &BTreeSet<IpAddr>) -> Result<(), FilterError> {
+        self.peers.become_set(peers)
+    }
+
+    /// Takes frames to exactly these own addresses from now on, under the same
+    /// rule.
+    ///
+    /// # Errors
+    /// As [`set_peers`](Self::set_peers), with [`MAX_UNDERLAY`].
+    pub fn set_underlay(&mut self, addresses: &BTreeSet<IpAddr>) -> Result<(), FilterError> {
+        self.underlay.become_set(addresses)
+    }
+
+    /// Sends a queue's frames to a socket, which must be bound to that queue.
+    /// When the socket is closed the kernel removes it by itself.
+    ///
+    /// # Errors
+    /// When the filter has no such queue, or the kernel refuses.
+    pub fn set_socket(&mut self, queue: u32, socket: &Socket) -> Result<(), FilterError> {
+        self.check_queue(queue)?;
+        let value = (socket.as_raw_fd() as u32).to_ne_bytes();
+        self.sockets
+            .update(&queue.to_ne_bytes(), &value)
+            .map_err(|source| FilterError::Map { map: "sockets", source })
+    }
+
+    /// Passes a queue's frames on to the kernel from now on.
+    ///
+    /// # Errors
+    /// As [`set_socket`](Self::set_socket).
+    pub fn clear_socket(&mut self, queue: u32) -> Result<(), FilterError> {
+        self.check_queue(queue)?;
+        match self.sockets.delete(&queue.to_ne_bytes()) {
+            Ok(_) => Ok(()),
+            Err(source) if source.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+            Err(source) => Err(FilterError::Map { map: "sockets", source }),
+        }
+    }
+
+    fn check_queue(&self, queue: u32) -> Result<(), FilterError> {
+        let queues = self.config.queues;
+        if queue < queues { Ok(()) } else { Err(FilterError::NoQueue { queue, queues }) }
+    }
+
+    /// Where the worker of a queue shows that it is alive. Until its first
+    /// beat, and when it stops, the queue's frames are passed on. Nobody looks
+    /// at the heartbeat of a queue that the filter does not have.
     pub fn heartbeat(&self, queue: u32) -> Heartbeat {
-        assert!(queue < self.config.queues.max(1), "queue {queue} is not the filter's");
-        Heartbeat { memory: self.heartbeats.clone(), offset: queue as usize * STRIDE }
+        let offset = u64::from(queue) * u64::from(program::HEARTBEAT_STRIDE);
+        let number =
+            (queue < self.config.queues).then(|| self.heartbeats.number(offset as usize)).flatten();
+        Heartbeat { number }
     }
 
-    /// Puts the program on a device, in the driver or not. Another's program is
-    /// never replaced.
-    pub fn attach(&self, device: u32, native: bool) -> Result<Link, AttachError> {
-        self.program.attach(device, native)
+    /// Attaches the program to a device of the calling thread's network
+    /// namespace, in the driver or in the network stack.
+    ///
+    /// # Errors
+    /// When another program is there, which is never replaced; when the driver
+    /// can't do it; or when the privilege or the device is missing.
+    pub fn attach(&self, ifindex: u32, native: bool) -> Result<Link, AttachError> {
+        Link::attach(&self.program, ifindex, native)
     }
 
-    /// What becomes of a frame of at least 14 bytes on queue 0.
-    pub fn test_run(&self, frame: &[u8]) -> Result<Action, BpfError> {
-        self.program.test_run(frame)
+    /// Runs the program over a frame and tells what it decides.
+    ///
+    /// # Errors
+    /// The kernel's: for a frame shorter than an Ethernet header, or a device
+    /// or queue that is not there.
+    pub fn test_run(&self, frame: &[u8], run: TestRun) -> Result<Action, FilterError> {
+        self.program.test_run(frame, run).map_err(FilterError::TestRun)
     }
 }
 
-/// A worker's sign of life, read by the program.
+fn new_map(
+    kind: MapKind,
+    name: &'static str,
+    key: u32,
+    value: u32,
+    entries: u32,
+) -> Result<Map, FilterError> {
+    Map::new(kind, name, key, value, entries)
+        .map_err(|source| FilterError::Map { map: name, source })
+}
+
+/// A worker's sign of life for one queue. It keeps the memory that the program
+/// reads it from.
 #[derive(Debug)]
 pub struct Heartbeat {
-    memory: Arc<Mapping>,
-    offset: usize,
+    number: Option<MapNumber>,
 }
 
 impl Heartbeat {
-    /// The worker is alive at this time of CLOCK_MONOTONIC, in nanoseconds.
+    /// The worker is alive at this time of `CLOCK_MONOTONIC`, in nanoseconds.
     #[inline]
     pub fn beat(&mut self, monotonic_ns: u64) {
-        // SAFETY: the filter has checked that the queue's element lies within
-        // the mapping.
-        let stamp: NonNull<u8> = unsafe { self.memory.start().add(self.offset) };
-        // SAFETY: elements begin at multiples of 64 bytes in a mapping that
-        // lives as long as `self`; we write it as an atomic only, and the
-        // program reads it as one word.
-        let stamp: &AtomicU64 = unsafe { stamp.cast().as_ref() };
-        stamp.store(monotonic_ns, Ordering::Relaxed);
+        if let Some(number) = &self.number {
+            number.store(monotonic_ns);
+        }
     }
 }
 
-/// An address as maps hold it: 16 bytes in network order, IPv4 as mapped.
-fn key(ip: &IpAddr) -> [u8; 16] {
-    match ip {
-        IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
-        IpAddr::V6(ip) => ip.octets(),
+/// A hash map with addresses as keys, and what is in it.
+#[derive(Debug)]
+struct AddressSet {
+    map: Map,
+    name: &'static str,
+    present: BTreeSet<IpAddr>,
+}
+
+impl AddressSet {
+    fn new(name: &'static str, most: u32) -> Result<Self, FilterError> {
+        let map = new_map(MapKind::Hash, name, 16, 1, most)?;
+        Ok(Self { map, name, present: BTreeSet::new() })
+    }
+
+    fn become_set(&mut self, wanted: &BTreeSet<IpAddr>) -> Result<(), FilterError> {
+        let most = self.map.max_entries();
+        if wanted.len() > most as usize {
+            return Err(FilterError::Full { map: self.name, addresses: wanted.len(), most });
+        }
+        let failed = |map| move |source| FilterError::Map { map, source };
+        // Removal first: it makes the room that the others may need.
+        let superfluous: Vec<_> = self.present.difference(wanted).copied().collect();
+        for address in superfluous {
+            self.map.delete(&key(address)).map_err(failed(self.name))?;
+            self.present.remove(&address);
+        }
+        let missing: Vec<_> = wanted.difference(&self.present).copied().collect();
+        for address in missing {
+            self.map.update(&key(address), &[1]).map_err(failed(self.name))?;
+            self.present.insert(address);
+        }
+        Ok(())
     }
 }
 
-/// Makes a map hold `new`, and `known` say so as far as it was done.
-fn replace(
-    map: &Map,
-    known: &mut BTreeSet<IpAddr>,
-    new: &BTreeSet<IpAddr>,
-) -> Result<(), BpfError> {
-    for ip in known.difference(new).copied().collect::<Vec<_>>() {
-        map.remove(&key(&ip))?;
-        known.remove(&ip);
+/// An address as the maps have it: an IPv4 address as `::ffff:a.b.c.d`.
+fn key(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+        IpAddr::V6(v6) => Ipv6Addr::octets(&v6),
     }
-    for ip in new.difference(known).copied().collect::<Vec<_>>() {
-        map.set(&key(&ip), &[1])?;
-        known.insert(ip);
-    }
-    Ok(())
-}
-
-/// Where the program keeps things on its stack.
-const SOURCE: i16 = -16;
-const DESTINATION: i16 = -32;
-const INDEX: i16 = -36;
-
-/// Registers that the program keeps: context, start and end of the frame, and
-/// the UDP header.
-const CONTEXT: Reg = Reg::R6;
-const DATA: Reg = Reg::R7;
-const END: Reg = Reg::R8;
-const UDP: Reg = Reg::R9;
-
-/// A 16-bit field in network order, as the program loads it.
-fn half(value: u16) -> i32 {
-    i32::from(u16::from_ne_bytes(value.to_be_bytes()))
-}
-
-fn underlay(maps: &Maps) -> Vec<Instruction> {
-    let mut asm = Assembler::default();
-    let (v4, v6, udp, pass) = (asm.label(), asm.label(), asm.label(), asm.label());
-    asm.alu(Alu::Mov, CONTEXT, Reg::R1).load(Size::Word, DATA, CONTEXT, 0).load(
-        Size::Word,
-        END,
-        CONTEXT,
-        4,
-    );
-    require(&mut asm, DATA, 14, pass);
-    asm.load(Size::Half, Reg::R2, DATA, 12)
-        .jump(If::Eq, Reg::R2, half(0x0800), v4)
-        .jump(If::Eq, Reg::R2, half(0x86dd), v6)
-        .goto(pass);
-    asm.place(v4);
-    ipv4(&mut asm, pass);
-    asm.goto(udp);
-    asm.place(v6);
-    ipv6(&mut asm, pass);
-    asm.place(udp);
-    require(&mut asm, UDP, 8, pass);
-    lookup(&mut asm, &maps.settings, pass);
-    asm.load(Size::Half, Reg::R2, Reg::R0, 8).load(Size::Half, Reg::R3, UDP, 2).jump(
-        If::Ne,
-        Reg::R2,
-        Reg::R3,
-        pass,
-    );
-    for (map, address) in [(&maps.own, DESTINATION), (&maps.peers, SOURCE)] {
-        asm.load_map(Reg::R1, map)
-            .alu(Alu::Mov, Reg::R2, Reg::R10)
-            .alu(Alu::Add, Reg::R2, i32::from(address))
-            .call(Helper::MapLookup)
-            .jump(If::Eq, Reg::R0, 0, pass);
-    }
-    redirect(&mut asm, maps, pass);
-    asm.finish()
-}
-
-fn gateway(maps: &Maps) -> Vec<Instruction> {
-    let mut asm = Assembler::default();
-    let pass = asm.label();
-    asm.alu(Alu::Mov, CONTEXT, Reg::R1);
-    redirect(&mut asm, maps, pass);
-    asm.finish()
-}
-
-/// Passes unless the frame has `bytes` from `from` on.
-fn require(asm: &mut Assembler, from: Reg, bytes: i32, pass: Label) {
-    asm.alu(Alu::Mov, Reg::R2, from).alu(Alu::Add, Reg::R2, bytes).jump(If::Gt, Reg::R2, END, pass);
-}
-
-/// Copies `words` words of four bytes from the frame to the stack.
-fn copy(asm: &mut Assembler, from: i16, to: i16, words: i16) {
-    for word in 0..words {
-        asm.load(Size::Word, Reg::R2, DATA, from + 4 * word).store(
-            Size::Word,
-            Reg::R10,
-            to + 4 * word,
-            Reg::R2,
-        );
-    }
-}
-
-fn ipv4(asm: &mut Assembler, pass: Label) {
-    require(asm, DATA, 14 + 20, pass);
-    asm.load(Size::Byte, Reg::R3, DATA, 14)
-        .alu(Alu::Mov, Reg::R2, Reg::R3)
-        .alu(Alu::Rsh, Reg::R2, 4)
-        .jump(If::Ne, Reg::R2, 4, pass)
-        .alu(Alu::And, Reg::R3, 0xf)
-        .jump(If::Lt, Reg::R3, 5, pass)
-        .load(Size::Byte, Reg::R2, DATA, 14 + 9)
-        .jump(If::Ne, Reg::R2, libc::IPPROTO_UDP, pass)
-        // More fragments, or an offset.
-        .load(Size::Half, Reg::R2, DATA, 14 + 6)
-        .jump(If::Set, Reg::R2, half(0x3fff), pass);
-    for address in [SOURCE, DESTINATION] {
-        asm.store_number(Size::Double, Reg::R10, address, 0).store_number(
-            Size::Word,
-            Reg::R10,
-            address + 8,
-            i32::from_ne_bytes([0, 0, 0xff, 0xff]),
-        );
-    }
-    copy(asm, 14 + 12, SOURCE + 12, 1);
-    copy(asm, 14 + 16, DESTINATION + 12, 1);
-    asm.alu(Alu::Lsh, Reg::R3, 2).alu(Alu::Mov, UDP, DATA).alu(Alu::Add, UDP, 14).alu(
-        Alu::Add,
-        UDP,
-        Reg::R3,
-    );
-}
-
-fn ipv6(asm: &mut Assembler, pass: Label) {
-    require(asm, DATA, 14 + 40, pass);
-    asm.load(Size::Byte, Reg::R2, DATA, 14 + 6).jump(If::Ne, Reg::R2, libc::IPPROTO_UDP, pass);
-    copy(asm, 14 + 8, SOURCE, 4);
-    copy(asm, 14 + 24, DESTINATION, 4);
-    asm.alu(Alu::Mov, UDP, DATA).alu(Alu::Add, UDP, 14 + 40);
-}
-
-/// `R0` = element 0 of an array, never null.
-fn lookup(asm: &mut Assembler, map: &Map, pass: Label) {
-    asm.store_number(Size::Word, Reg::R10, INDEX, 0);
-    at_index(asm, map, pass);
-}
-
-/// `R0` = the element whose number is at [`INDEX`], never null.
-fn at_index(asm: &mut Assembler, map: &Map, pass: Label) {
-    asm.load_map(Reg::R1, map)
-        .alu(Alu::Mov, Reg::R2, Reg::R10)
-        .alu(Alu::Add, Reg::R2, i32::from(INDEX))
-        .call(Helper::MapLookup)
-        .jump(If::Eq, Reg::R0, 0, pass);
-}
-
-/// Hands the frame to the queue's socket if its worker is alive. Ends the
-/// program, and places `pass`.
-fn redirect(asm: &mut Assembler, maps: &Maps, pass: Label) {
-    lookup(asm, &maps.settings, pass);
-    // The frame is not looked at any more: its registers are free.
-    asm.load(Size::Double, END, Reg::R0, 0).load(Size::Word, Reg::R2, CONTEXT, 16).store(
-        Size::Word,
-        Reg::R10,
-        INDEX,
-        Reg::R2,
-    );
-    at_index(asm, &maps.heartbeats, pass);
-    // The stamp may be a little ahead of another CPU's clock: compare signed.
-    asm.load(Size::Double, UDP, Reg::R0, 0)
-        .call(Helper::KtimeGetNs)
-        .alu(Alu::Sub, Reg::R0, UDP)
-        .jump(If::Sgt, Reg::R0, END, pass)
-        .load_map(Reg::R1, &maps.sockets)
-        .load(Size::Word, Reg::R2, CONTEXT, 16)
-        .alu(Alu::Mov, Reg::R3, PASS)
-        .call(Helper::RedirectMap)
-        .exit()
-        .place(pass)
-        .alu(Alu::Mov, Reg::R0, PASS)
-        .exit();
 }

@@ -1,28 +1,25 @@
 //! AF_XDP for Tieline: the only crate with `unsafe`.
 //!
-//! ```text
-//! area      a worker's frames: one mapping, and who owns which chunk of it
-//! ring      the index protocol of the kernel's rings
-//! socket    an AF_XDP socket: registration, binding, the four rings in use
-//! bpf       maps, programs, links through bpf(2), and an assembler
-//! filter    the XDP programs and their maps
-//! packet    the packet socket, where AF_XDP can't be had
-//! device    what ethtool knows of devices
-//! memlock   the limit on locked memory
-//! hint      prefetch and the cycle counter
-//! ```
+//! It gives workers frames and takes frames from them, and loads the XDP
+//! programs that decide which frames those are. It knows Ethernet, IP and UDP
+//! as far as the XDP program must, and nothing of VXLAN headers, routes or
+//! policy. Nothing of it is asynchronous, and nothing logs.
 //!
-//! Promises: a safe interface. Bytes of a chunk are given out only while the
-//! worker holds the chunk, never while the kernel may write it. Must not know:
-//! what is in a frame. Start reading at [`socket`].
+//! Where to start reading: [`area`] says who owns a frame's memory, which is
+//! what keeps everything else sound; [`socket`] moves frames between an area
+//! and a device queue; [`filter`] is the XDP program. [`packet`] is the port
+//! for where AF_XDP can't be had.
 
 pub mod area;
 pub mod bpf;
 pub mod device;
 pub mod filter;
+pub mod generator;
 pub mod hint;
 pub mod memlock;
-mod os;
 pub mod packet;
 pub mod ring;
 pub mod socket;
+
+mod mapping;
+mod sys;

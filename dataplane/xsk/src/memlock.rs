@@ -1,46 +1,81 @@
-//! The limit on locked memory, which frames registered with the kernel count
-//! against.
+//! The limit on locked memory, which UMEM counts against.
+//!
+//! Registering an area pins its pages. For a process without `CAP_IPC_LOCK`
+//! the kernel counts them against `RLIMIT_MEMLOCK`, once for each socket that
+//! the area is registered on.
 
+use std::fmt;
 use std::io;
 
-use crate::os::check;
-
-/// Raises the limit of this process as far as it may be raised: without bounds
-/// if we have CAP_SYS_RESOURCE, else to the hard limit. Returns the limit in
-/// bytes; `None` means that there is none.
-pub fn raise() -> io::Result<Option<u64>> {
-    let unlimited = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
-    if set(&unlimited).is_err() {
-        let mut limit = get()?;
-        limit.rlim_cur = limit.rlim_max;
-        set(&limit)?;
-    }
-    let limit = get()?.rlim_cur;
-    Ok((limit != libc::RLIM_INFINITY).then_some(limit))
+/// A limit on locked memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// At most so many bytes.
+    Bytes(u64),
+    /// No limit.
+    Unlimited,
 }
 
-/// What to do when memory can't be registered for the limit.
-pub const REMEDY: &str = "raise the limit on locked memory (RLIMIT_MEMLOCK): LimitMEMLOCK=infinity \
-     for the container runtime or service, or give the process CAP_IPC_LOCK";
+impl fmt::Display for Limit {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bytes(bytes) => write!(formatter, "{bytes} bytes"),
+            Self::Unlimited => formatter.write_str("unlimited"),
+        }
+    }
+}
 
-fn set(limit: &libc::rlimit) -> io::Result<()> {
-    // SAFETY: `limit` is readable during the call.
-    check(unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, limit) })?;
-    Ok(())
+/// Raises the limit as far as this process may: to none with
+/// `CAP_SYS_RESOURCE`, to the hard limit without. Returns what is in force.
+///
+/// # Errors
+/// When the kernel refuses to tell or to change the limit.
+pub fn raise() -> io::Result<Limit> {
+    let infinite = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    if set(infinite).is_err() {
+        let limit = get()?;
+        set(libc::rlimit { rlim_cur: limit.rlim_max, ..limit })?;
+    }
+    limit()
+}
+
+/// The limit in force.
+///
+/// # Errors
+/// When the kernel refuses to tell it.
+pub fn limit() -> io::Result<Limit> {
+    Ok(match get()?.rlim_cur {
+        libc::RLIM_INFINITY => Limit::Unlimited,
+        bytes => Limit::Bytes(bytes),
+    })
 }
 
 fn get() -> io::Result<libc::rlimit> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: `limit` is writable during the call.
-    check(unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) })?;
+    // SAFETY: `limit` is valid for writing.
+    crate::sys::check(unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) })?;
     Ok(limit)
+}
+
+fn set(limit: libc::rlimit) -> io::Result<()> {
+    // SAFETY: `limit` is valid for reading.
+    crate::sys::check(unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) })?;
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+
     #[test]
-    fn the_limit_is_raised_and_stays() {
-        let first = super::raise().unwrap();
-        assert_eq!(super::raise().unwrap(), first);
+    fn raising_never_lowers_the_limit() {
+        let bytes = |limit| match limit {
+            Limit::Bytes(bytes) => bytes,
+            Limit::Unlimited => u64::MAX,
+        };
+        let before = limit().unwrap();
+        let after = raise().unwrap();
+        assert!(bytes(after) >= bytes(before), "{before} became {after}");
+        assert_eq!(limit().unwrap(), after);
     }
 }

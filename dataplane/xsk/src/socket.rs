@@ -1,51 +1,80 @@
-//! An AF_XDP socket: one queue of one device (linux/if_xdp.h, and
-//! Documentation/networking/af_xdp.rst of the kernel).
+//! An AF_XDP socket on one device queue, over a worker's [`Area`].
 //!
-//! The area is registered anew with every socket, so each has rings of its own
-//! and its own mode: a device that can do zero copy and one that can't then
-//! share the frames, which the kernel's shared UMEM does not allow.
+//! A socket has four rings: empty frames go to the kernel in the fill ring and
+//! come back filled in the receive ring; full frames go out in the transmit
+//! ring and come back in the completion ring. Each socket registers the area
+//! as UMEM of its own, so that the sockets of one worker can differ in mode:
+//! `XDP_SHARED_UMEM` would force the second device into the first one's mode,
+//! and a veth never has zero copy. The price is that the pages count against
+//! the memlock limit once per socket.
 //!
-//! ```text
-//! refill    free chunks      -> fill ring
-//! receive   receive ring     -> worker
-//! send      worker           -> transmit ring
-//! reclaim   completion ring  -> free chunks
-//! ```
+//! A socket always asks for wake-up flags (`XDP_USE_NEED_WAKEUP`), and makes a
+//! system call only where the kernel wants one. In copy mode that call sends the
+//! frames: as many as the ring holds on newer kernels, else 32. The calls of
+//! [`Socket::wake`] are bounded, so that a worker is never stuck in it.
+//!
+//! Chunks that the kernel has are lent to the socket in the area's books.
+//! [`Socket::close`] brings them home. A socket that is merely dropped leaves
+//! them lent for ever: the kernel could still write to them.
 
+use std::cell::Cell;
+use std::fmt;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::ptr::NonNull;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
-use crate::area::{Area, Descriptor};
-use crate::memlock;
-use crate::os::{self, Mapping};
-use crate::ring::{Consumer, Place, Producer};
+use crate::area::{Area, Descriptor, PortId, Shared};
+use crate::ring::{Consumer, Producer};
+use crate::sys;
 
-/// How frames get from the device to the socket and back.
+mod bind;
+mod mapped;
+
+use bind::Parts;
+pub use bind::SocketError;
+use mapped::Mapped;
+
+/// The shortest frame that is sent: an Ethernet header.
+const MIN_FRAME: u32 = 14;
+
+/// Frames that one system call sends in copy mode (`TX_BATCH_SIZE` in
+/// net/xdp/xsk.c), where `XDP_MAX_TX_SKB_BUDGET` is not to be had.
+const COPY_BATCH: u32 = 32;
+
+/// How frames get from the device to the socket, best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Mode {
-    /// XDP in the driver; the device writes into our frames.
+    /// The device reads and writes the area itself.
     NativeZeroCopy,
-    /// XDP in the driver; the kernel copies.
+    /// The driver runs the XDP program; the kernel copies.
     NativeCopy,
-    /// XDP on a socket buffer, for any device; the kernel copies.
+    /// The network stack runs the XDP program; any device has this.
     Generic,
 }
 
 impl Mode {
-    /// All modes, best first.
+    /// All modes in the order to try them in.
     pub const ALL: [Self; 3] = [Self::NativeZeroCopy, Self::NativeCopy, Self::Generic];
 
-    /// Whether the XDP program must be attached in the driver.
-    pub const fn is_native(self) -> bool {
-        !matches!(self, Self::Generic)
+    /// Whether the XDP program has to be attached to the driver.
+    pub fn native(self) -> bool {
+        self != Self::Generic
+    }
+
+    /// The name in configuration and metrics: `native-zero-copy`,
+    /// `native-copy` or `generic`.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::NativeZeroCopy => "native-zero-copy",
+            Self::NativeCopy => "native-copy",
+            Self::Generic => "generic",
+        }
     }
 }
 
-impl std::fmt::Display for Mode {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
+impl fmt::Display for Mode {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.pad(match self {
             Self::NativeZeroCopy => "native zero copy",
             Self::NativeCopy => "native copy",
             Self::Generic => "generic",
@@ -53,214 +82,159 @@ impl std::fmt::Display for Mode {
     }
 }
 
-/// Sizes of a socket's rings, in frames; powers of two.
+/// A name that is no mode's label.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not an AF_XDP mode: use native-zero-copy, native-copy or generic")]
+pub struct UnknownMode(String);
+
+impl std::str::FromStr for Mode {
+    type Err = UnknownMode;
+
+    fn from_str(label: &str) -> Result<Self, UnknownMode> {
+        let mode = Self::ALL.into_iter().find(|mode| mode.label() == label);
+        mode.ok_or_else(|| UnknownMode(label.to_owned()))
+    }
+}
+
+/// Sizes of a socket's rings, in frames; each a power of two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SocketConfig {
-    /// Empty frames for the kernel to receive into.
+    /// Empty frames on offer to the kernel.
     pub fill: u32,
-    /// Received frames.
+    /// Received frames that wait for the worker.
     pub receive: u32,
-    /// Frames to be sent.
+    /// Frames that wait to be sent.
     pub transmit: u32,
-    /// Frames that were sent.
+    /// Sent frames that wait to be taken back. Not below `transmit`, or
+    /// sending stalls.
     pub completion: u32,
 }
 
+impl Default for SocketConfig {
+    fn default() -> Self {
+        Self { fill: 2048, receive: 2048, transmit: 2048, completion: 2048 }
+    }
+}
+
 impl SocketConfig {
-    /// Rings for an area that two sockets share: no ring can take so many
-    /// chunks that another goes without.
-    pub fn for_area(chunks: u32) -> Self {
-        let quarter = (chunks / 4).next_power_of_two().clamp(64, 4096);
-        Self { fill: quarter, receive: quarter, transmit: quarter, completion: quarter }
+    /// Frames that one socket can have at a time when all its rings are full.
+    /// An area that serves several sockets needs the sum, and the worker's
+    /// batches on top.
+    pub fn frames(&self) -> u32 {
+        [self.fill, self.receive, self.transmit, self.completion]
+            .into_iter()
+            .fold(0, u32::saturating_add)
     }
 }
 
-/// Why there is no socket.
-#[derive(Debug, thiserror::Error)]
-pub enum SocketError {
-    /// No AF_XDP at all.
-    #[error("the kernel gives no AF_XDP socket: {0}")]
-    Open(#[source] io::Error),
-    /// The frames can't be registered.
-    #[error(
-        "{bytes} bytes of frames can't be registered with the kernel: {source}{}",
-        remedy(source)
-    )]
-    Register {
-        /// Size of the area.
-        bytes: usize,
-        /// The system's error.
-        source: io::Error,
-    },
-    /// A ring can't be made.
-    #[error("the {ring} ring can't be set up: {source}")]
-    Ring {
-        /// Which one.
-        ring: &'static str,
-        /// The system's error.
-        source: io::Error,
-    },
-    /// The queue can't be taken in this mode.
-    #[error("queue {queue} of device {device} can't be taken in mode {mode}: {}", why(source))]
-    Bind {
-        /// Device index.
-        device: u32,
-        /// Queue.
-        queue: u32,
-        /// The mode that was asked for.
-        mode: Mode,
-        /// The system's error.
-        source: io::Error,
-    },
-}
-
-impl SocketError {
-    /// Whether the kernel refused for want of privileges.
-    pub fn is_permission(&self) -> bool {
-        let (Self::Open(source)
-        | Self::Register { source, .. }
-        | Self::Ring { source, .. }
-        | Self::Bind { source, .. }) = self;
-        matches!(source.raw_os_error(), Some(libc::EPERM | libc::EACCES))
-    }
-}
-
-fn remedy(error: &io::Error) -> String {
-    match error.raw_os_error() {
-        Some(libc::ENOBUFS | libc::ENOMEM | libc::EPERM) => format!("; {}", memlock::REMEDY),
-        _ => String::new(),
-    }
-}
-
-fn why(error: &io::Error) -> String {
-    match error.raw_os_error() {
-        Some(libc::EOPNOTSUPP) => "the driver does not offer it".into(),
-        Some(libc::EBUSY) => "another socket has it".into(),
-        Some(libc::ENODEV) => "the device is gone".into(),
-        Some(libc::ENETDOWN) => "the device is down".into(),
-        _ => error.to_string(),
-    }
-}
-
-/// What a socket has seen.
+/// What a socket has seen since it was bound.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Statistics {
-    /// Frames received.
+    /// Frames given to the worker.
     pub received: u64,
-    /// Frames handed to the kernel to be sent.
+    /// Frames that the kernel has reported as sent.
     pub sent: u64,
-    /// Frames that the kernel dropped for want of an empty frame, or because
-    /// they did not fit one.
+    /// Frames that the kernel dropped because the fill ring was empty, or the
+    /// frame was longer than a chunk holds.
     pub receive_dropped: u64,
     /// Frames that the kernel dropped because the receive ring was full.
     pub receive_ring_full: u64,
-    /// Times that the kernel refused to send for another reason than being
-    /// busy.
+    /// Frames that [`Socket::send`] refused: not held by the worker, outside
+    /// their chunk, or shorter than an Ethernet header.
     pub refused: u64,
-    /// Descriptors that the kernel found invalid.
+    /// Frames whose place in the area the kernel refused.
     pub transmit_invalid: u64,
 }
 
-/// An AF_XDP socket and its rings.
+/// A bound AF_XDP socket.
 #[derive(Debug)]
 pub struct Socket {
-    fill: Producer<u64>,
-    receive: Consumer<libc::xdp_desc>,
-    transmit: Producer<libc::xdp_desc>,
-    completion: Consumer<u64>,
+    // The rings and the descriptor go before the memory that they refer to.
+    receive: Consumer<Mapped<libc::xdp_desc>>,
+    transmit: Producer<Mapped<libc::xdp_desc>>,
+    fill: Producer<Mapped<u64>>,
+    completion: Consumer<Mapped<u64>>,
+    socket: OwnedFd,
+    shared: Arc<Shared>,
+    port: PortId,
+    ifindex: u32,
+    queue: u32,
     mode: Mode,
-    chunk_shift: u32,
+    /// Frames that one system call sends in copy mode.
+    budget: u32,
     received: u64,
     sent: u64,
     refused: u64,
-    /// After the rings: they point into these.
-    _rings: [Mapping; 4],
-    fd: OwnedFd,
-    /// The kernel refers to the frames until `fd` is closed.
-    _area: Arc<Mapping>,
+    /// Why the kernel last refused to work, until it works again: an errno.
+    fault: Cell<Option<i32>>,
 }
 
 impl Socket {
-    /// Takes a queue. The mode in force is then exactly the one asked for; an
-    /// XDP program of the same kind must hand it the queue's frames.
+    /// Binds a socket to a queue of a device in the calling thread's network
+    /// namespace.
+    ///
+    /// What tells native copy from generic is how the XDP program is attached,
+    /// which is the caller's part; here both mean copying. Right after another
+    /// socket on the same queue was closed the kernel may take some
+    /// milliseconds to let go of it; that is waited for, up to a second.
+    ///
+    /// # Errors
+    /// When a privilege, the memlock limit, the device, or the mode on this
+    /// device is missing; the error says what to do about it.
     pub fn bind(
         area: &Area,
-        device: u32,
+        ifindex: u32,
         queue: u32,
         mode: Mode,
         config: &SocketConfig,
     ) -> Result<Self, SocketError> {
-        let fd = os::socket(libc::AF_XDP, libc::SOCK_RAW, 0).map_err(SocketError::Open)?;
-        register(&fd, area)?;
-        let size = |ring, option, entries: u32| {
-            os::set_option(&fd, libc::SOL_XDP, option, &entries)
-                .map_err(|source| SocketError::Ring { ring, source })
-        };
-        size("fill", libc::XDP_UMEM_FILL_RING, config.fill)?;
-        size("completion", libc::XDP_UMEM_COMPLETION_RING, config.completion)?;
-        size("receive", libc::XDP_RX_RING, config.receive)?;
-        size("transmit", libc::XDP_TX_RING, config.transmit)?;
-        let offsets = offsets(&fd).map_err(|source| SocketError::Ring { ring: "any", source })?;
-        let map = |ring, page: i64, offset: &libc::xdp_ring_offset, entry: usize, size: u32| {
-            let len = offset.desc as usize + entry * size as usize;
-            Mapping::shared(fd.as_raw_fd(), page, len)
-                .map_err(|source| SocketError::Ring { ring, source })
-        };
-        let page = |page: u64| page as i64;
-        let descriptor = size_of::<libc::xdp_desc>();
-        let rings = [
-            map("fill", page(libc::XDP_UMEM_PGOFF_FILL_RING), &offsets.fr, 8, config.fill)?,
-            map("receive", libc::XDP_PGOFF_RX_RING, &offsets.rx, descriptor, config.receive)?,
-            map("transmit", libc::XDP_PGOFF_TX_RING, &offsets.tx, descriptor, config.transmit)?,
-            map(
-                "completion",
-                page(libc::XDP_UMEM_PGOFF_COMPLETION_RING),
-                &offsets.cr,
-                8,
-                config.completion,
-            )?,
-        ];
-        bind(&fd, device, queue, mode)?;
-        // SAFETY (all four): the place lies in a mapping that the socket keeps
-        // for longer than the ring; sizes are what the kernel was told, powers
-        // of two, or it would have refused; one end of each ring is made.
-        let fill = unsafe { Producer::new(place(&rings[0], &offsets.fr, config.fill)) };
-        // SAFETY: see above; descriptors are plain numbers.
-        let receive = unsafe { Consumer::new(place(&rings[1], &offsets.rx, config.receive)) };
-        // SAFETY: see above.
-        let transmit = unsafe { Producer::new(place(&rings[2], &offsets.tx, config.transmit)) };
-        // SAFETY: see above.
-        let completion = unsafe { Consumer::new(place(&rings[3], &offsets.cr, config.completion)) };
-        Ok(Self {
-            fill,
-            receive,
-            transmit,
-            completion,
-            mode,
-            chunk_shift: area.chunk_size().trailing_zeros(),
-            received: 0,
-            sent: 0,
-            refused: 0,
-            _rings: rings,
-            fd,
-            _area: area.mapping().clone(),
-        })
+        let shared = area.shared().clone();
+        let port = shared.register().ok_or(SocketError::TooManySockets)?;
+        match bind::open(area, ifindex, queue, mode, config) {
+            Ok(Parts { socket, receive, transmit, fill, completion, zero_copy, budget }) => {
+                let mode = match (zero_copy, mode) {
+                    (true, _) => Mode::NativeZeroCopy,
+                    (false, Mode::NativeZeroCopy) => Mode::NativeCopy,
+                    (false, mode) => mode,
+                };
+                Ok(Self {
+                    receive,
+                    transmit,
+                    fill,
+                    completion,
+                    socket,
+                    shared,
+                    port,
+                    ifindex,
+                    queue,
+                    mode,
+                    budget,
+                    received: 0,
+                    sent: 0,
+                    refused: 0,
+                    fault: Cell::new(None),
+                })
+            }
+            Err(error) => {
+                shared.unregister(port);
+                Err(error)
+            }
+        }
     }
 
-    /// The mode in force.
+    /// The mode in force: whether it is zero copy was read back from the kernel.
     pub fn mode(&self) -> Mode {
         self.mode
     }
 
-    /// Whether the kernel says that the socket has zero copy (`XDP_OPTIONS`).
-    pub fn is_zero_copy(&self) -> io::Result<bool> {
-        let mut options = libc::xdp_options { flags: 0 };
-        os::get_option(&self.fd, libc::SOL_XDP, libc::XDP_OPTIONS, &mut options)?;
-        Ok(options.flags & libc::XDP_OPTIONS_ZEROCOPY != 0)
+    /// The device's index and the queue.
+    pub fn queue(&self) -> (u32, u32) {
+        (self.ifindex, self.queue)
     }
 
-    /// Hands up to `room` received frames to `take`; their chunks are then the
-    /// worker's. Returns their number.
+    /// Gives up to `room` received frames to `take`, and returns their number.
+    /// The worker holds their chunks from then on. Nothing when `area` is not
+    /// the one that the socket was bound with.
     #[inline]
     pub fn receive(
         &mut self,
@@ -268,225 +242,233 @@ impl Socket {
         room: u32,
         mut take: impl FnMut(Descriptor),
     ) -> usize {
-        let count = self.receive.available(room).min(room);
+        if !area.is(&self.shared) {
+            return 0;
+        }
+        let waiting = self.receive.available(room).min(room);
         let mut taken = 0;
-        for at in 0..count {
-            let descriptor = self.descriptor(&self.receive.read(at));
-            if area.receive(descriptor.chunk) {
-                take(descriptor);
+        for _ in 0..waiting {
+            let Some(slot) = self.receive.pop() else { break };
+            // A frame that is not lent to this socket would be the kernel's
+            // error; it is left alone.
+            if let Some(frame) = area.receive(self.port, slot.addr, slot.len) {
                 taken += 1;
+                take(frame);
             }
         }
-        if count > 0 {
-            self.receive.release(count);
-            self.received += u64::from(count);
+        if waiting > 0 {
+            self.receive.release();
+        }
+        self.received += taken as u64;
+        taken
+    }
+
+    /// Takes frames from the worker to send, as many as the transmit ring has
+    /// room for, and returns their number; the kernel gets to work on them with
+    /// [`wake`](Self::wake). Frames beyond that are still the worker's. A frame
+    /// that can't be sent is taken, counted as refused, and its chunk freed.
+    #[inline]
+    pub fn send(&mut self, area: &mut Area, frames: impl Iterator<Item = Descriptor>) -> usize {
+        if !area.is(&self.shared) {
+            return 0;
+        }
+        let wanted = u32::try_from(frames.size_hint().0).unwrap_or(u32::MAX).max(1);
+        let room = self.transmit.room(wanted);
+        let mut taken = 0;
+        for frame in frames.take(room as usize) {
+            taken += 1;
+            if frame.len >= MIN_FRAME && area.lend(self.port, frame) {
+                let addr = area.offset(frame.chunk, frame.head);
+                self.transmit.push(libc::xdp_desc { addr, len: frame.len, options: 0 });
+            } else {
+                area.release(frame.chunk);
+                self.refused += 1;
+            }
+        }
+        if taken > 0 {
+            self.transmit.publish();
         }
         taken
     }
 
+    /// Makes the kernel send what it was given, where it waits to be told.
     #[inline]
-    fn descriptor(&self, raw: &libc::xdp_desc) -> Descriptor {
-        Descriptor {
-            chunk: (raw.addr >> self.chunk_shift) as u32,
-            head: (raw.addr & ((1 << self.chunk_shift) - 1)) as u32,
-            len: raw.len,
-        }
-    }
-
-    /// Queues frames of the worker to be sent, as many as the ring takes, and
-    /// returns their number; their chunks are then the socket's. Call
-    /// [`wake`](Self::wake) afterwards.
-    #[inline]
-    pub fn send(&mut self, area: &mut Area, frames: impl Iterator<Item = Descriptor>) -> usize {
-        let wanted = u32::try_from(frames.size_hint().0).unwrap_or(u32::MAX);
-        let room = self.transmit.room(wanted.max(1));
-        let mut count = 0;
-        for frame in frames {
-            if count == room || !area.lend(frame.chunk) {
-                break;
-            }
-            let addr = u64::from(frame.chunk) << self.chunk_shift | u64::from(frame.head);
-            self.transmit.write(count, libc::xdp_desc { addr, len: frame.len, options: 0 });
-            count += 1;
-        }
-        if count > 0 {
-            self.transmit.publish(count);
-            self.sent += u64::from(count);
-        }
-        count as usize
-    }
-
-    /// Tells the kernel that there is something to send, if it wants to be
-    /// told. In copy mode the kernel sends a few dozen frames per call: it is
-    /// called until the ring is empty or the device takes no more.
     pub fn wake(&mut self) {
-        // A bound for the worst case, not the usual one.
-        for _ in 0..64 {
-            if !self.transmit.needs_wakeup() || self.transmit.pending() == 0 {
-                return;
-            }
+        if self.transmit.pending() > 0 && self.transmit.wants_waking() {
+            self.kick();
+        }
+    }
+
+    /// The system calls of [`wake`](Self::wake). In copy mode the frames are
+    /// sent during the call, `budget` at a time; with zero copy the driver is
+    /// only set going.
+    fn kick(&mut self) {
+        let calls = match self.mode {
+            Mode::NativeZeroCopy => 1,
+            _ => self.transmit.size().div_ceil(self.budget),
+        };
+        for _ in 0..calls {
             let before = self.transmit.pending();
-            // SAFETY: no data is passed; the call only makes the kernel look at
-            // the ring.
-            let outcome = os::check(unsafe {
-                libc::sendto(
-                    self.fd.as_raw_fd(),
-                    std::ptr::null(),
-                    0,
-                    libc::MSG_DONTWAIT,
-                    std::ptr::null(),
-                    0,
-                ) as libc::c_int
-            });
-            match outcome.map_err(|error| error.raw_os_error()) {
-                Ok(_) => {}
-                // It has sent its share of one call, or memory is short.
-                Err(Some(libc::EAGAIN)) if self.transmit.pending() < before => {}
-                // Busy: the completion ring is full, or another call is at it.
-                Err(Some(libc::EAGAIN | libc::EBUSY | libc::ENOBUFS | libc::EINTR)) => return,
-                Err(_) => {
-                    self.refused += 1;
+            match self.send_call() {
+                Ok(()) => self.fault.set(None),
+                // Copy mode says so when the budget is used up with frames
+                // left, or the completion ring is full; a driver, when it is
+                // at work already.
+                Err(libc::EAGAIN) => {}
+                // No memory for a packet, or a queue of the device is full.
+                // The frames stay in the ring for the next time.
+                Err(libc::ENOBUFS | libc::ENOMEM | libc::EBUSY | libc::EINTR) => return,
+                // The device is down or gone; or something that nobody has
+                // met. Either way the frames stay, and status tells.
+                Err(errno) => {
+                    self.fault.set(Some(errno));
                     return;
                 }
             }
+            let after = self.transmit.pending();
+            if after == 0 || after == before {
+                return;
+            }
         }
     }
 
-    /// Takes back the chunks of frames that were sent.
+    fn send_call(&self) -> Result<(), i32> {
+        let nothing = std::ptr::null();
+        // SAFETY: no data and no address are passed.
+        let sent = unsafe {
+            libc::sendto(self.socket.as_raw_fd(), nothing, 0, libc::MSG_DONTWAIT, nothing.cast(), 0)
+        };
+        if sent >= 0 { Ok(()) } else { Err(io::Error::last_os_error().raw_os_error().unwrap_or(0)) }
+    }
+
+    /// Takes back the frames that have been sent.
     #[inline]
     pub fn reclaim(&mut self, area: &mut Area) {
-        let count = self.completion.available(1);
-        for at in 0..count {
-            let chunk = (self.completion.read(at) >> self.chunk_shift) as u32;
-            let ours = area.reclaim(chunk);
-            debug_assert!(ours, "the kernel gave back chunk {chunk}, which it did not have");
+        if !area.is(&self.shared) {
+            return;
         }
-        if count > 0 {
-            self.completion.release(count);
+        let waiting = self.completion.available(u32::MAX);
+        for _ in 0..waiting {
+            let Some(offset) = self.completion.pop() else { break };
+            self.sent += u64::from(area.complete(self.port, offset));
+        }
+        if waiting > 0 {
+            self.completion.release();
         }
     }
 
-    /// Hands empty frames to the kernel: the ring is kept full, because drivers
-    /// ask for many at once.
+    /// Stocks the fill ring from the area's free chunks, and wakes a driver
+    /// that has run out of frames.
     #[inline]
     pub fn refill(&mut self, area: &mut Area) {
-        let room = self.fill.room(u32::MAX).min(area.free());
-        for at in 0..room {
-            let Some(chunk) = area.lend_free() else { return self.fill.publish(at) };
-            self.fill.write(at, u64::from(chunk) << self.chunk_shift);
+        if !area.is(&self.shared) {
+            return;
         }
-        if room > 0 {
-            self.fill.publish(room);
+        // Full batches only, so that the kernel's counter is not loaded, and
+        // ours not stored, for every frame.
+        let batch = self.fill.size() / 8;
+        let room = self.fill.room(batch);
+        if room >= batch.max(1) {
+            for _ in 0..room {
+                let Some(chunk) = area.lend_free(self.port) else { break };
+                self.fill.push(area.offset(chunk, 0));
+            }
+            self.fill.publish();
         }
-        if self.fill.needs_wakeup() {
-            self.poke();
+        if self.mode == Mode::NativeZeroCopy && self.fill.wants_waking() {
+            self.receive_call();
         }
     }
 
-    /// Makes the driver look at the fill ring. Copy modes never ask for it.
-    #[cold]
-    fn poke(&self) {
-        // SAFETY: no buffer is passed; the call only makes the kernel look.
-        unsafe {
-            libc::recvfrom(
-                self.fd.as_raw_fd(),
-                std::ptr::null_mut(),
-                0,
-                libc::MSG_DONTWAIT,
-                std::ptr::null_mut(),
-                std::ptr::null_mut(),
-            )
-        };
+    /// Lets the driver look at the fill ring again.
+    fn receive_call(&self) {
+        let nothing = std::ptr::null_mut();
+        let (descriptor, flags) = (self.socket.as_raw_fd(), libc::MSG_DONTWAIT);
+        let no_address = std::ptr::null_mut();
+        let no_length = std::ptr::null_mut();
+        // The result tells nothing that the flag will not tell again.
+        // SAFETY: neither a buffer nor an address is passed.
+        unsafe { libc::recvfrom(descriptor, nothing, 0, flags, no_address, no_length) };
     }
 
-    /// Own counts and the kernel's.
+    /// Counters since the socket was bound.
     pub fn statistics(&self) -> Statistics {
-        // SAFETY: a structure of numbers, for which zeros are a value.
-        let mut kernel: libc::xdp_statistics = unsafe { std::mem::zeroed() };
-        // Older kernels fill less of it; what they don't know stays zero.
-        let known = os::get_option(&self.fd, libc::SOL_XDP, libc::XDP_STATISTICS, &mut kernel);
-        let known = known.is_ok();
-        let of = |count: u64| if known { count } else { 0 };
+        let kernel: libc::xdp_statistics =
+            sys::get_option(self.socket.as_fd(), libc::SOL_XDP, libc::XDP_STATISTICS)
+                .unwrap_or_else(|_| sys::zeroed());
         Statistics {
             received: self.received,
             sent: self.sent,
-            receive_dropped: of(kernel.rx_dropped),
-            receive_ring_full: of(kernel.rx_ring_full),
+            receive_dropped: kernel.rx_dropped,
+            receive_ring_full: kernel.rx_ring_full,
             refused: self.refused,
-            transmit_invalid: of(kernel.tx_invalid_descs),
+            transmit_invalid: kernel.tx_invalid_descs,
         }
+    }
+
+    /// Why the kernel does not work on this socket at the moment: `ENETDOWN`
+    /// when the device is down or gone. It clears when frames go out again.
+    pub fn fault(&self) -> Option<io::Error> {
+        // The kernel leaves a note here when the device is unregistered.
+        let pending: i32 =
+            sys::get_option(self.socket.as_fd(), libc::SOL_SOCKET, libc::SO_ERROR).unwrap_or(0);
+        if pending != 0 {
+            self.fault.set(Some(pending));
+        }
+        self.fault.get().map(io::Error::from_raw_os_error)
+    }
+
+    /// Whether the device is down or gone, as far as has been noticed.
+    pub fn is_down(&self) -> bool {
+        let errno = self.fault().and_then(|fault| fault.raw_os_error());
+        matches!(errno, Some(libc::ENETDOWN | libc::ENODEV | libc::ENXIO))
+    }
+
+    /// Closes the socket and frees the chunks that it had; their number is
+    /// returned. Frames that were received but not taken, or not yet sent, are
+    /// lost.
+    ///
+    /// The kernel lets go of the memory some time after the descriptor is
+    /// closed. That is waited for, up to a second: when it takes longer, the
+    /// chunks stay lent and zero is returned. The same when `area` is not the
+    /// one that the socket was bound with. Call it in the network namespace
+    /// that the device is in.
+    pub fn close(self, area: &mut Area) -> u32 {
+        let Self { receive, transmit, fill, completion, socket, shared, port, .. } = self;
+        drop((receive, transmit, fill, completion, socket));
+        if !area.is(&shared) || !bind::wait_until_free(self.ifindex, self.queue) {
+            return 0;
+        }
+        let returned = area.return_all(port);
+        shared.unregister(port);
+        returned
     }
 }
 
 impl AsRawFd for Socket {
     fn as_raw_fd(&self) -> RawFd {
-        self.fd.as_raw_fd()
+        self.socket.as_raw_fd()
     }
 }
 
-fn register(fd: &OwnedFd, area: &Area) -> Result<(), SocketError> {
-    let bytes = area.chunks() as usize * area.chunk_size() as usize;
-    // The layout of the first kernels with AF_XDP, which all later ones take.
-    #[repr(C)]
-    #[derive(Clone, Copy)]
-    struct Registration {
-        addr: u64,
-        len: u64,
-        chunk_size: u32,
-        headroom: u32,
-        flags: u32,
-        _padding: u32,
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modes_are_read_by_their_labels() {
+        for mode in Mode::ALL {
+            assert_eq!(mode.label().parse(), Ok(mode));
+        }
+        assert_eq!("auto".parse::<Mode>(), Err(UnknownMode("auto".to_owned())));
+        assert_eq!(Mode::NativeZeroCopy.to_string(), "native zero copy");
+        assert!(Mode::NativeCopy.native() && !Mode::Generic.native());
     }
-    let registration = Registration {
-        addr: area.mapping().start().as_ptr().expose_provenance() as u64,
-        len: bytes as u64,
-        chunk_size: area.chunk_size(),
-        headroom: 0,
-        flags: 0,
-        _padding: 0,
-    };
-    os::set_option(fd, libc::SOL_XDP, libc::XDP_UMEM_REG, &registration)
-        .map_err(|source| SocketError::Register { bytes, source })
-}
 
-fn offsets(fd: &OwnedFd) -> io::Result<libc::xdp_mmap_offsets> {
-    // SAFETY: a structure of numbers, for which zeros are a value.
-    let mut offsets: libc::xdp_mmap_offsets = unsafe { std::mem::zeroed() };
-    let read = os::get_option(fd, libc::SOL_XDP, libc::XDP_MMAP_OFFSETS, &mut offsets)?;
-    if read == size_of_val(&offsets) { Ok(offsets) } else { Err(io::ErrorKind::Unsupported.into()) }
-}
-
-fn bind(fd: &OwnedFd, device: u32, queue: u32, mode: Mode) -> Result<(), SocketError> {
-    let copying = match mode {
-        Mode::NativeZeroCopy => libc::XDP_ZEROCOPY,
-        Mode::NativeCopy | Mode::Generic => libc::XDP_COPY,
-    };
-    let address = libc::sockaddr_xdp {
-        sxdp_family: libc::AF_XDP as u16,
-        sxdp_flags: copying | libc::XDP_USE_NEED_WAKEUP,
-        sxdp_ifindex: device,
-        sxdp_queue_id: queue,
-        sxdp_shared_umem_fd: 0,
-    };
-    let len = size_of_val(&address) as libc::socklen_t;
-    // SAFETY: `address` is readable for `len` bytes during the call.
-    os::check(unsafe { libc::bind(fd.as_raw_fd(), (&raw const address).cast(), len) })
-        .map_err(|source| SocketError::Bind { device, queue, mode, source })?;
-    Ok(())
-}
-
-/// The place of a ring within its mapping.
-fn place<T>(mapping: &Mapping, offset: &libc::xdp_ring_offset, size: u32) -> Place<T> {
-    let at = |offset: u64| -> NonNull<u8> {
-        assert!((offset as usize) < mapping.len());
-        // SAFETY: within the mapping, as just asserted.
-        unsafe { mapping.start().add(offset as usize) }
-    };
-    Place {
-        producer: at(offset.producer).cast(),
-        consumer: at(offset.consumer).cast(),
-        flags: at(offset.flags).cast(),
-        entries: at(offset.desc).cast(),
-        size,
+    #[test]
+    fn a_socket_can_move_to_its_worker() {
+        fn sendable<T: Send>() {}
+        sendable::<Socket>();
+        sendable::<Area>();
     }
 }

@@ -27,6 +27,9 @@ pub(crate) struct Options {
     /// Only cases whose name contains this.
     #[arg(long, default_value = "")]
     case: String,
+    /// Only cases with as many flows.
+    #[arg(long)]
+    flows: Option<usize>,
     /// Runs per case; the median is printed.
     #[arg(long, default_value_t = 7)]
     runs: usize,
@@ -155,6 +158,9 @@ pub(crate) fn run(options: &Options) -> ExitCode {
     let mut left_out = 0;
     for case in cases() {
         if case.work != Work::Floor && !case.name.contains(&options.case) {
+            continue;
+        }
+        if options.flows.is_some_and(|flows| flows != case.flows) {
             continue;
         }
         let runs = measure(&case, options, &clock);

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use tieline::policy::compile::{Decision, Direction, compile};
+use tieline::policy::compile::{Compiler, Decision, Direction, compile};
 use tieline::policy::model::{
     Action, Entity, Icmp, Policy, PolicySet, PolicySource, PortMatch, Rule, ServiceEndpoint, Tier,
     TierAction,
@@ -257,4 +257,34 @@ fn a_rule_of_one_family_does_not_exist_for_the_other() {
     let case = Case::allowing(only_v4, vec![]);
     case.says(Ingress, "192.0.2.1", TCP, 80, &Says::Rule("t", 0, 0));
     case.says(Ingress, "2001:db8::1", TCP, 80, &Says::Tier("t"));
+}
+
+#[test]
+fn what_stays_keeps_its_number_and_its_tables() {
+    let allow = |text| Rule { source: select(text), ..rule(Action::Allow) };
+    let tiers = vec![tier("t", TierAction::Deny, &[&[allow("app == 'x'")]])];
+    let pod = |net, app| identity(IdentityKind::Workload, net, &[("app", app)]);
+    let mut case = Case::new(tiers, vec![pod("10.0.0.2", "x"), pod("10.0.0.9", "x")]);
+    let mut compiler = Compiler::default();
+    let before = compiler.compile(&case.policies, &case.identities);
+    // The first of a class goes, one that no rule sees comes, and one of
+    // another class comes.
+    case.identities.retain(|it| it.name.name != "10.0.0.2");
+    case.identities.push(pod("10.0.0.1", "y"));
+    case.identities.push(pod("10.0.0.3", "x"));
+    let after = compiler.compile(&case.policies, &case.identities);
+    let class = |compiled: &tieline::policy::Compiled, addr: &str| {
+        let addr: Addr = addr.parse::<std::net::IpAddr>().expect("an address").into();
+        compiled.endpoints.iter().find(|(at, ..)| *at == addr).map(|(_, class, _)| *class)
+    };
+    assert_eq!(class(&after, "10.0.0.9"), class(&before, "10.0.0.9"));
+    assert_eq!(class(&after, "10.0.0.3"), class(&before, "10.0.0.2"));
+    for (old, new) in before.policies.iter().zip(&after.policies) {
+        assert!(std::ptr::eq(old.as_deref().expect("a policy"), new.as_deref().expect("a policy")));
+    }
+    // A policy that comes does not renumber the decisions of those that stay.
+    let more = tier("u", TierAction::Deny, &[&[allow("app == 'y'")]]);
+    case.policies.tiers.insert(0, more);
+    let last = compiler.compile(&case.policies, &case.identities);
+    assert_eq!(last.decisions[..after.decisions.len()], after.decisions[..]);
 }

@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
 use tieline::derive::Derived;
-use tieline::policy::compile::{Compiled, Decision, Direction, compile};
+use tieline::policy::compile::{Compiled, Compiler, Decision, Direction, compile};
 use tieline::policy::explain::{
     DecidedBy, ExplainError, Explainer, Protocol, Query, Side, Verdict,
 };
@@ -75,11 +75,12 @@ fn runner(cases: u32) -> TestRunner {
 }
 
 fn agree(
+    compiled: &Compiled,
     policies: &PolicySet,
     identities: &[Identity],
     packets: &[Packet],
 ) -> Result<(), TestCaseError> {
-    let tables = Tables::new(&compile(policies, identities));
+    let tables = Tables::new(compiled);
     let oracle = Oracle { policies, identities };
     for packet in packets {
         for direction in [Direction::Ingress, Direction::Egress] {
@@ -106,8 +107,45 @@ fn tables_decide_as_the_rules_read() {
         prop::collection::vec(identity(), 0..16),
         prop::collection::vec(packet(), PACKETS),
     );
-    let result = runner
-        .run(&cluster, |(policies, identities, packets)| agree(&policies, &identities, &packets));
+    let result = runner.run(&cluster, |(policies, identities, packets)| {
+        agree(&compile(&policies, &identities), &policies, &identities, &packets)
+    });
+    result.unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// Some edits to a cluster, and what each leaves.
+type Edits = Vec<(Option<PolicySet>, Vec<Identity>, prop::sample::Index)>;
+
+#[test]
+fn a_compiler_that_remembers_decides_the_same() {
+    let identities = || prop::collection::vec(identity(), 0..4);
+    let edit =
+        (prop::option::weighted(0.3, policy_set()), identities(), any::<prop::sample::Index>());
+    let start = (policy_set(), prop::collection::vec(identity(), 0..16));
+    let edits = prop::collection::vec(edit, 1..6);
+    let packets = prop::collection::vec(packet(), PACKETS);
+    let cases = (start, edits, packets);
+    let result = runner(300).run(&cases, |((mut policies, mut identities), edits, packets)| {
+        let edits: Edits = edits;
+        let mut compiler = Compiler::default();
+        compiler.compile(&policies, &identities);
+        for (new_policies, new_identities, at) in edits {
+            policies = new_policies.unwrap_or(policies);
+            if !identities.is_empty() {
+                identities.remove(at.index(identities.len()));
+            }
+            identities.extend(new_identities);
+            let compiled = compiler.compile(&policies, &identities);
+            agree(&compiled, &policies, &identities, &packets)?;
+            let again = compiler.compile(&policies, &identities);
+            prop_assert_eq!(&compiled.endpoints, &again.endpoints);
+            prop_assert_eq!(&compiled.prefixes, &again.prefixes);
+            for (one, other) in compiled.policies.iter().zip(&again.policies) {
+                prop_assert_eq!(one.as_ref().map(Arc::as_ptr), other.as_ref().map(Arc::as_ptr));
+            }
+        }
+        Ok(())
+    });
     result.unwrap_or_else(|error| panic!("{error}"));
 }
 
@@ -149,7 +187,7 @@ fn derived(policies: PolicySet, mut identities: Vec<Identity>) -> Derived {
     };
     let compiled = compile(&policies, &identities);
     let resolved = resolve(&world);
-    Derived { world: Arc::new(world), resolved, identities, policies, compiled }
+    Derived { world: Arc::new(world), resolved, identities, policies: policies.into(), compiled }
 }
 
 /// One side of an answer against the oracle, and its story against its verdict.

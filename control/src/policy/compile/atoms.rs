@@ -5,45 +5,12 @@
 //! name. [`Facts`] are the answers for one address. Two addresses of a family
 //! with equal facts can't be told apart, which is what makes a class.
 
-use std::hash::Hash;
-
-use ahash::HashMap;
 use tieline_dataplane::addr::Prefix;
 
+use super::numbers::{Interner, Memory};
 use crate::policy::model::{Entity, PortMatch, Rule};
 use crate::policy::selector::Selector;
 use crate::state::ObjectName;
-
-/// Gives equal values equal small numbers, from 0 in order of appearance.
-#[derive(Debug)]
-pub(super) struct Interner<T> {
-    of: HashMap<T, u32>,
-    values: Vec<T>,
-}
-
-impl<T> Default for Interner<T> {
-    fn default() -> Self {
-        Self { of: HashMap::default(), values: Vec::new() }
-    }
-}
-
-impl<T: Hash + Eq + Clone> Interner<T> {
-    /// The number of a value.
-    pub(super) fn id(&mut self, value: T) -> u32 {
-        if let Some(id) = self.of.get(&value) {
-            return *id;
-        }
-        let id = self.values.len() as u32;
-        self.values.push(value.clone());
-        self.of.insert(value, id);
-        id
-    }
-
-    /// All values, by number.
-    pub(super) fn values(&self) -> &[T] {
-        &self.values
-    }
-}
 
 /// The questions that rules ask about one end of a packet.
 #[derive(Debug, Default)]
@@ -141,6 +108,24 @@ pub(super) struct BoundRule<'a> {
 }
 
 impl<'a> Atoms<'a> {
+    /// A hash of what facts say, whatever the numbers of the questions.
+    pub(super) fn content(&self, facts: &Facts, memory: &Memory) -> u64 {
+        let selectors = facts.selectors.iter().map(|id| &self.selectors.values()[*id as usize]);
+        let nets = facts.nets.iter().map(|id| self.nets.values()[*id as usize]);
+        let services = facts
+            .services
+            .iter()
+            .map(|(id, port)| memory.hash((self.services.values()[*id as usize], port)));
+        let ports = facts.ports.iter().map(|(id, protocol, port)| {
+            let (selector, name) = self.names.values()[*id as usize];
+            let selector = selector.map(|id| self.selectors.values()[id as usize]);
+            memory.hash((selector, name, protocol, port))
+        });
+        let hashes = selectors.map(|it| memory.hash(it)).chain(nets.map(|it| memory.hash(it)));
+        // A sum, because the order is that of the numbers.
+        hashes.chain(services).chain(ports).fold(0, u64::wrapping_add)
+    }
+
     /// Numbers what one end of a rule asks.
     pub(super) fn bind(&mut self, entity: &'a Entity) -> BoundEntity<'a> {
         let mut nets = |nets: &[Prefix]| {

@@ -1,14 +1,17 @@
 //! The model and the identities to address classes and verdict tables.
 //!
-//! Promises: pure; what it returns does not depend on the order of identities;
+//! Promises: pure but for numbers, which a [`Compiler`] keeps; what it returns
+//! does not depend on the order of identities;
 //! no cost is in proportion to rules times endpoints. It knows nothing of the
 //! resources that the model came from but the names that it passes on.
 //!
 //! ```text
+//! enforced  policies that count, and those that apply to a local endpoint
 //! matcher   selectors against distinct label sets, by index
 //! atoms     the questions that rules ask about an address; facts answer them
 //! universe  facts of any address: owners, nets, services
 //! l4        a rule between two known addresses: protocols and ports
+//! numbers   numbers that stay the same from one compilation to the next
 //! program   an endpoint's rules -> programs by class of the peer
 //! ```
 //!
@@ -17,24 +20,27 @@
 //! makes the classes; what they ask about local endpoints is settled here.
 //! Start reading at [`compile`].
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use ahash::HashMap;
 use tieline_dataplane::addr::{Addr, Prefix};
 use tieline_dataplane::tables::policy::Direction as Table;
-use tieline_dataplane::tables::{ClassId, EndpointPolicy, Outcome, PolicyId, RuleId};
+use tieline_dataplane::tables::{ClassId, EndpointPolicy, Outcome, PolicyId};
 
-use self::atoms::{Atoms, BoundRule};
-use self::matcher::{LabelSets, Matcher};
-use self::program::{ActiveRule, ActiveTier, Builder};
+use self::atoms::Atoms;
+use self::enforced::{Active, Enforced};
+use self::matcher::LabelSets;
+use self::numbers::Memory;
+use self::program::Builder;
 use self::universe::{FactsId, Universe, is_exact};
-use super::model::{Action, Policy, PolicySet, PolicySource, Rule, TierAction};
+use super::model::{PolicySet, PolicySource};
 use crate::state::{Identity, IdentityKind, ObjectName};
 
 mod atoms;
+mod enforced;
 mod l4;
 mod matcher;
+mod numbers;
 mod ports;
 mod program;
 mod universe;
@@ -92,60 +98,79 @@ pub enum Decision {
     },
 }
 
-/// Compiles.
+/// Compiles once.
 ///
 /// An address with several owners is seen as all of them together: a selector
 /// matches it when it chooses any, and a policy applies to it when it applies
 /// to any.
 pub fn compile(policies: &PolicySet, identities: &[Identity]) -> Compiled {
-    let labels = LabelSets::new(identities);
-    let mut decisions = vec![Decision::NoPolicy];
-    let enforced = Enforced::new(policies, &mut decisions);
-    let applied = enforced.applied(&labels, identities);
-    let mut peer_atoms = Atoms::default();
-    let mut local_atoms = Atoms::default();
-    let active = enforced.active(&applied, &mut peer_atoms, &mut local_atoms);
-    let universe = |atoms| Universe::new(atoms, policies, identities, &labels);
-    let mut peers = universe(peer_atoms);
-    let mut locals = universe(local_atoms);
+    Compiler::default().compile(policies, identities)
+}
 
-    let mut classes = Classes::default();
-    let mut endpoints = Vec::new();
-    let mut locals_seen = Vec::new();
-    for owners in owned_addresses(identities).chunk_by(|a, b| a.0 == b.0) {
-        let addr = owners[0].0;
-        let all = || owners.iter().map(|(_, owner)| *owner);
-        let local = |owner: &u32| identities[*owner as usize].kind == IdentityKind::LocalWorkload;
-        let class = classes.id(!addr.is_v4(), peers.address(addr, all()));
-        if all().any(|owner| local(&owner)) {
-            let facts = locals.address(addr, all());
-            let applies = Applies::new(facts, all().filter(local), identities, |owner| {
-                &applied[&labels.of[owner as usize]]
-            });
-            locals_seen.push((endpoints.len(), applies));
+/// Compiles again and again: what it returns means the same as what
+/// [`compile`] does, and what is the same as the time before has the same
+/// number (and tables are the same allocation).
+#[derive(Debug, Default)]
+pub struct Compiler {
+    memory: Memory,
+}
+
+impl Compiler {
+    /// Compiles, as [`compile`].
+    pub fn compile(&mut self, policies: &PolicySet, identities: &[Identity]) -> Compiled {
+        let memory = &mut self.memory;
+        memory.begin();
+        let labels = LabelSets::new(identities);
+        let enforced = Enforced::new(policies, memory);
+        let applied = enforced.applied(&labels, identities);
+        let (mut peer_atoms, mut local_atoms) = (Atoms::default(), Atoms::default());
+        let active = enforced.active(&applied, &mut peer_atoms, &mut local_atoms, memory);
+        let universe = |atoms| Universe::new(atoms, policies, identities, &labels);
+        let (mut peers, mut locals) = (universe(peer_atoms), universe(local_atoms));
+
+        let mut classes = Classes::default();
+        let mut endpoints = Vec::new();
+        let mut locals_seen = Vec::new();
+        for owners in owned_addresses(identities).chunk_by(|a, b| a.0 == b.0) {
+            let addr = owners[0].0;
+            let all = || owners.iter().map(|(_, owner)| *owner);
+            let local =
+                |owner: &u32| identities[*owner as usize].kind == IdentityKind::LocalWorkload;
+            let facts = peers.address(addr, all());
+            let class = classes.id(!addr.is_v4(), facts, &peers, memory);
+            if all().any(|owner| local(&owner)) {
+                let facts = locals.address(addr, all());
+                let applies = Applies::new(facts, all().filter(local), identities, |owner| {
+                    &applied[&labels.of[owner as usize]]
+                });
+                locals_seen.push((endpoints.len(), applies));
+            }
+            endpoints.push((addr, class, None));
         }
-        endpoints.push((addr, class, None));
-    }
-    let prefixes = peers.prefixes();
-    let prefixes = prefixes.map(|(prefix, facts)| (prefix, classes.id(!prefix.is_v4(), facts)));
-    let prefixes = prefixes.collect();
+        let prefixes = peers
+            .prefixes()
+            .map(|(prefix, facts)| (prefix, classes.id(!prefix.is_v4(), facts, &peers, memory)));
+        let prefixes = prefixes.collect();
 
-    let profiles = profiles(locals_seen.iter().map(|(_, applies)| applies), &mut decisions);
-    let mut tables = EndpointTables {
-        enforced: &enforced,
-        active: &active,
-        locals: &locals,
-        profiles,
-        builder: Builder::new(&peers, &classes.all),
-        closed: HashMap::default(),
-        known: HashMap::default(),
-        policies: Vec::new(),
-    };
-    for (endpoint, applies) in locals_seen {
-        let v6 = !endpoints[endpoint].0.is_v4();
-        endpoints[endpoint].2 = Some(tables.policy(v6, applies));
+        let builder = Builder::new(&peers, &classes.ascending());
+        let mut tables = EndpointTables {
+            enforced: &enforced,
+            active: &active,
+            locals: &locals,
+            memory,
+            builder,
+            closed: HashMap::default(),
+            known: HashMap::default(),
+            policies: Vec::new(),
+        };
+        for (endpoint, applies) in locals_seen {
+            let v6 = !endpoints[endpoint].0.is_v4();
+            endpoints[endpoint].2 = Some(tables.policy(v6, applies));
+        }
+        let mut policies = tables.policies;
+        memory.end(&mut policies);
+        Compiled { endpoints, prefixes, policies, decisions: memory.decisions() }
     }
-    Compiled { endpoints, prefixes, policies: tables.policies, decisions }
 }
 
 /// Makes the tables of local endpoints, each combination once.
@@ -154,7 +179,7 @@ struct EndpointTables<'c, 'a> {
     enforced: &'c Enforced<'a>,
     active: &'c Active<'a>,
     locals: &'c Universe<'a>,
-    profiles: HashMap<String, RuleId>,
+    memory: &'c mut Memory,
     builder: Builder<'c, 'a>,
     /// Tables that no packet passes to the profile, by direction, whether IPv6,
     /// facts and policies: they serve all namespaces.
@@ -168,12 +193,19 @@ impl EndpointTables<'_, '_> {
         if let Some(id) = self.known.get(&(v6, applies.clone())) {
             return *id;
         }
+        let names: Vec<_> = applies.policies.iter().map(|at| self.enforced.name(*at)).collect();
+        let facts = self.locals.content(applies.facts, self.memory);
+        let hash = self.memory.hash((v6, names, facts, &applies.namespace));
+        let id = self.memory.policy(hash);
         let ingress = self.table(Direction::Ingress, v6, &applies);
         let egress = self.table(Direction::Egress, v6, &applies);
-        self.policies.push(Some(Arc::new(EndpointPolicy { ingress, egress })));
-        let id = PolicyId(self.policies.len() as u32 - 1);
-        self.known.insert((v6, applies), id);
-        id
+        let place = id as usize;
+        if place >= self.policies.len() {
+            self.policies.resize(place + 1, None);
+        }
+        self.policies[place] = Some(Arc::new(EndpointPolicy { ingress, egress }));
+        self.known.insert((v6, applies), PolicyId(id));
+        PolicyId(id)
     }
 
     fn table(&mut self, direction: Direction, v6: bool, applies: &Applies) -> Table {
@@ -182,8 +214,8 @@ impl EndpointTables<'_, '_> {
             return table.clone();
         }
         let tiers = self.enforced.tiers(direction, &applies.policies, self.active);
-        let rule = self.profiles.get(&applies.namespace).copied().unwrap_or_default();
-        let end = Outcome { allow: true, rule };
+        let profile = Decision::Profile { name: format!("kns.{}", applies.namespace) };
+        let end = Outcome { allow: true, rule: self.memory.decision(profile) };
         let local = self.locals.facts(applies.facts);
         let (table, reaches_end) = self.builder.table(direction, &tiers, local, v6, end);
         if !reaches_end {
@@ -193,43 +225,35 @@ impl EndpointTables<'_, '_> {
     }
 }
 
-/// Numbers the profiles of the namespaces of local endpoints.
-fn profiles<'p>(
-    locals: impl Iterator<Item = &'p Applies>,
-    decisions: &mut Vec<Decision>,
-) -> HashMap<String, RuleId> {
-    let namespaces: BTreeSet<&str> = locals.map(|applies| applies.namespace.as_str()).collect();
-    let numbered = namespaces.into_iter().map(|namespace| {
-        decisions.push(Decision::Profile { name: format!("kns.{namespace}") });
-        (namespace.to_owned(), RuleId(decisions.len() as u32 - 1))
-    });
-    numbered.collect()
-}
-
-/// Numbers of classes: whether IPv6, and facts.
+/// The classes that there are.
 #[derive(Debug)]
-struct Classes {
-    of: HashMap<(bool, FactsId), ClassId>,
-    all: Vec<(bool, FactsId)>,
-}
+struct Classes(HashMap<(bool, FactsId), ClassId>);
 
 impl Default for Classes {
     fn default() -> Self {
-        let mut classes = Self { of: HashMap::default(), all: Vec::new() };
-        for (v6, unknown) in [(false, ClassId::UNKNOWN_V4), (true, ClassId::UNKNOWN_V6)] {
-            let id = classes.id(v6, 0);
-            debug_assert_eq!(id, unknown);
-        }
-        classes
+        let unknown = [((false, 0), ClassId::UNKNOWN_V4), ((true, 0), ClassId::UNKNOWN_V6)];
+        Self(unknown.into_iter().collect())
     }
 }
 
 impl Classes {
-    fn id(&mut self, v6: bool, facts: FactsId) -> ClassId {
-        *self.of.entry((v6, facts)).or_insert_with(|| {
-            self.all.push((v6, facts));
-            ClassId(self.all.len() as u32 - 1)
+    fn id(
+        &mut self,
+        v6: bool,
+        facts: FactsId,
+        peers: &Universe<'_>,
+        memory: &mut Memory,
+    ) -> ClassId {
+        *self.0.entry((v6, facts)).or_insert_with(|| {
+            let content = peers.content(facts, memory);
+            memory.class(v6, content)
         })
+    }
+
+    fn ascending(&self) -> Vec<(ClassId, bool, FactsId)> {
+        let mut all: Vec<_> = self.0.iter().map(|((v6, facts), id)| (*id, *v6, *facts)).collect();
+        all.sort_unstable();
+        all
     }
 }
 
@@ -275,142 +299,5 @@ impl Applies {
         policies.sort_unstable();
         policies.dedup();
         Self { policies, facts, namespace: namespace.unwrap_or_default().to_owned() }
-    }
-}
-
-/// The policies that are not staged, in order, with numbers for what they
-/// decide. The numbers depend on the policies alone, so that endpoints can come
-/// and go without changing them.
-#[derive(Debug)]
-struct Enforced<'a> {
-    policies: Vec<EnforcedPolicy<'a>>,
-    tiers: Vec<EnforcedTier>,
-}
-
-#[derive(Debug)]
-struct EnforcedPolicy<'a> {
-    policy: &'a Policy,
-    tier: usize,
-    /// Number of the first rule for ingress and for egress.
-    first: [u32; 2],
-}
-
-#[derive(Debug)]
-struct EnforcedTier {
-    /// Number of the default action; `None` when that is Pass.
-    end: Option<RuleId>,
-}
-
-/// The rules of policies that apply somewhere, by place of the policy, for
-/// ingress and egress; `None` where a policy says nothing about a direction.
-type Active<'a> = HashMap<u32, [Option<Vec<ActiveRule<'a>>>; 2]>;
-
-impl<'a> Enforced<'a> {
-    fn new(set: &'a PolicySet, decisions: &mut Vec<Decision>) -> Self {
-        let mut policies = Vec::new();
-        let mut tiers = Vec::new();
-        for (at, tier) in set.tiers.iter().enumerate() {
-            for policy in tier.policies.iter().filter(|policy| !policy.staged) {
-                let mut number = |direction, rules: &Option<Vec<_>>| {
-                    let first = decisions.len() as u32;
-                    let count = rules.as_ref().map_or(0, Vec::len);
-                    decisions.extend((0..count).map(|index| Decision::Rule {
-                        tier: tier.name.clone(),
-                        source: policy.source,
-                        policy: policy.name.clone(),
-                        direction,
-                        index,
-                    }));
-                    first
-                };
-                let first = [
-                    number(Direction::Ingress, &policy.ingress),
-                    number(Direction::Egress, &policy.egress),
-                ];
-                policies.push(EnforcedPolicy { policy, tier: at, first });
-            }
-            let end = (tier.default_action == TierAction::Deny).then(|| {
-                decisions.push(Decision::TierDefault { tier: tier.name.clone() });
-                RuleId(decisions.len() as u32 - 1)
-            });
-            tiers.push(EnforcedTier { end });
-        }
-        Self { policies, tiers }
-    }
-
-    /// The policies that apply, by label set of local endpoints.
-    fn applied(&self, labels: &LabelSets<'_>, identities: &[Identity]) -> HashMap<u32, Vec<u32>> {
-        let selectors: Vec<_> = self.policies.iter().map(|it| &it.policy.selector).collect();
-        let mut applied = HashMap::default();
-        let mut local = LabelSets::default();
-        for (identity, set) in identities.iter().zip(&labels.of) {
-            if identity.kind == IdentityKind::LocalWorkload && !local.of.contains(set) {
-                local.of.push(*set);
-                local.sets.push(labels.sets[*set as usize]);
-            }
-        }
-        let matcher = Matcher::new(&selectors);
-        for (set, labels) in local.of.iter().zip(&local.sets) {
-            applied.insert(*set, matcher.matching(labels));
-        }
-        applied
-    }
-
-    /// The rules of the policies that apply anywhere.
-    fn active(
-        &self,
-        applied: &HashMap<u32, Vec<u32>>,
-        peers: &mut Atoms<'a>,
-        locals: &mut Atoms<'a>,
-    ) -> Active<'a> {
-        let mut places: Vec<u32> = applied.values().flatten().copied().collect();
-        places.sort_unstable();
-        places.dedup();
-        let mut active = Active::default();
-        for place in places {
-            let EnforcedPolicy { policy, first, .. } = &self.policies[place as usize];
-            let mut bind = |direction, rules: &'a Option<Vec<Rule>>| {
-                let numbered = (first[direction as usize]..).map(RuleId).zip(rules.as_ref()?);
-                // A Log rule decides nothing, so what it asks does not matter.
-                let numbered = numbered.filter(|(_, rule)| rule.action != Action::Log);
-                let bound = numbered.map(|(id, rule)| {
-                    let (source, destination) = match direction {
-                        Direction::Ingress => (&mut *peers, &mut *locals),
-                        Direction::Egress => (&mut *locals, &mut *peers),
-                    };
-                    let source = source.bind(&rule.source);
-                    let destination = destination.bind(&rule.destination);
-                    ActiveRule { bound: BoundRule { rule, source, destination }, id }
-                });
-                Some(bound.collect())
-            };
-            let ingress = bind(Direction::Ingress, &policy.ingress);
-            let egress = bind(Direction::Egress, &policy.egress);
-            active.insert(place, [ingress, egress]);
-        }
-        active
-    }
-
-    /// What applies in a direction to an endpoint that these policies select.
-    fn tiers<'r>(
-        &self,
-        direction: Direction,
-        policies: &[u32],
-        active: &'r Active<'a>,
-    ) -> Vec<ActiveTier<'r, 'a>> {
-        let mut tiers: Vec<ActiveTier<'r, 'a>> = Vec::new();
-        let mut last = None;
-        for place in policies {
-            let tier = self.policies[*place as usize].tier;
-            let Some(rules) = &active[place][direction as usize] else { continue };
-            if last != Some(tier) {
-                last = Some(tier);
-                tiers.push(ActiveTier { rules: Vec::new(), end: self.tiers[tier].end });
-            }
-            if let Some(current) = tiers.last_mut() {
-                current.rules.extend(rules);
-            }
-        }
-        tiers
     }
 }

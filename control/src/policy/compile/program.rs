@@ -106,18 +106,18 @@ enum Then {
 type Step = (u32, u32);
 
 impl<'u, 'a> Builder<'u, 'a> {
-    /// Starts with the classes of peers: whether IPv6, and facts, by number.
-    pub(super) fn new(peers: &'u Universe<'a>, classes: &[(bool, FactsId)]) -> Self {
+    /// Starts with the classes of peers, ascending: whether IPv6, and facts.
+    pub(super) fn new(peers: &'u Universe<'a>, classes: &[(ClassId, bool, FactsId)]) -> Self {
         let mut families = <[Family; 2]>::default();
         for family in &mut families {
             family.by_selector.resize_with(peers.atoms.selectors.values().len(), Vec::new);
             family.by_net.resize_with(peers.atoms.nets.values().len(), Vec::new);
             family.by_service.resize_with(peers.atoms.services.values().len(), Vec::new);
         }
-        for (class, (v6, id)) in (0..).zip(classes) {
+        for (class, v6, id) in classes {
             let family = &mut families[usize::from(*v6)];
             let place = family.classes.len() as u32;
-            family.classes.push((ClassId(class), *id));
+            family.classes.push((*class, *id));
             let facts = peers.facts(*id);
             for selector in &facts.selectors {
                 family.by_selector[*selector as usize].push(place);

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use ahash::HashMap;
 use tieline_dataplane::addr::{Addr, Prefix};
 
-use super::atoms::{Atoms, Facts, Interner, NamedPortFact};
+use super::atoms::{Atoms, Facts, NamedPortFact};
 use super::matcher::{LabelSets, Matcher};
+use super::numbers::{Interner, Memory};
 use crate::policy::model::PolicySet;
 use crate::state::{Identity, IdentityKind};
 
@@ -66,6 +67,11 @@ impl<'a> Universe<'a> {
     /// The facts with a number.
     pub(super) fn facts(&self, id: FactsId) -> &Arc<Facts> {
         &self.facts.values()[id as usize]
+    }
+
+    /// A hash of what facts say, the same from one compilation to the next.
+    pub(super) fn content(&self, id: FactsId, memory: &Memory) -> u64 {
+        self.atoms.content(self.facts(id), memory)
     }
 
     /// The facts about an address with these owners (places among the

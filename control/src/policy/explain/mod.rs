@@ -61,8 +61,8 @@ pub struct Explainer<'a> {
     brief: bool,
     pods: HashMap<(&'a ClusterId, &'a ObjectName), u32>,
     owners: HashMap<Addr, Vec<u32>>,
-    /// Nets of network sets.
-    nets: Vec<(Prefix, u32)>,
+    /// Network sets, by their nets.
+    nets: PrefixMap<Vec<u32>>,
     /// The policies as they would be if none were staged, where any are.
     staged: Option<Arc<PolicySet>>,
     /// By node of the local cluster.
@@ -76,6 +76,8 @@ struct Node<'a> {
     /// With staged policies enforced; only where there are any.
     staged: Option<Tables<'a>>,
     resolved: Cow<'a, Resolved>,
+    /// Its routes' destinations.
+    routes: PrefixMap<Prefix>,
 }
 
 /// Compiled policy, for looking up.
@@ -130,7 +132,7 @@ impl<'a> Explainer<'a> {
             brief: false,
             pods: HashMap::default(),
             owners: HashMap::default(),
-            nets: Vec::new(),
+            nets: PrefixMap::default(),
             staged: with_staged(&derived.policies).map(Arc::new),
             nodes: HashMap::default(),
         };
@@ -140,7 +142,9 @@ impl<'a> Explainer<'a> {
             }
             for net in &identity.nets {
                 if identity.kind == IdentityKind::NetworkSet {
-                    explainer.nets.push((*net, at));
+                    let mut sets = explainer.nets.get_exact(net).cloned().unwrap_or_default();
+                    sets.push(at);
+                    explainer.nets.insert(*net, sets);
                 } else {
                     explainer.owners.entry(net.addr()).or_default().push(at);
                 }
@@ -221,8 +225,10 @@ impl<'a> Explainer<'a> {
         {
             return Err(ExplainError::NoCluster(name.to_string()));
         }
-        let elsewhere = self.pods.keys().find(|(_, name)| **name == pod);
-        let hint = elsewhere.map(|(cluster, _)| format!(" (there is a {cluster}:{pod})"));
+        let remotes = self.derived.world.remotes.keys().cloned().map(ClusterId::Remote);
+        let mut clusters = std::iter::once(ClusterId::Local).chain(remotes);
+        let elsewhere = clusters.find(|cluster| self.pods.contains_key(&(cluster, &pod)));
+        let hint = elsewhere.map(|cluster| format!(" (there is a {cluster}:{pod})"));
         Err(ExplainError::NoPod { cluster, pod, hint: hint.unwrap_or_default() })
     }
 
@@ -230,7 +236,7 @@ impl<'a> Explainer<'a> {
     /// before others; network sets last.
     fn peer(&self, addr: Addr) -> Peer<'a> {
         let exact = self.owners.get(&addr).into_iter().flatten();
-        let nets = self.nets.iter().filter(|(net, _)| net.contains(addr)).map(|(_, at)| at);
+        let nets = self.nets.matches(addr).flatten();
         let mut owners: Vec<_> =
             exact.chain(nets).map(|at| &self.derived.identities[*at as usize]).collect();
         owners.sort_by_key(|it| (rank(it.kind), &it.cluster, &it.name));
@@ -288,7 +294,11 @@ impl<'a> Explainer<'a> {
                 let world = World { node: name.to_owned(), ..(*derived.world).clone() };
                 Cow::Owned(resolve(&world))
             };
-            Node { enforced: Tables::new(enforced), staged, resolved }
+            let mut routes = PrefixMap::default();
+            for prefix in resolved.routes.keys() {
+                routes.insert(*prefix, *prefix);
+            }
+            Node { enforced: Tables::new(enforced), staged, resolved, routes }
         })
     }
 
@@ -300,8 +310,8 @@ impl<'a> Explainer<'a> {
             None => (&packet.destination, &packet.source),
         };
         let node = self.node(local.local_node()?);
-        let routes = node.resolved.routes.iter().filter(|(prefix, _)| prefix.contains(peer.addr));
-        let (prefix, route) = routes.max_by_key(|(prefix, _)| prefix.len128())?;
+        let prefix = node.routes.get(peer.addr)?;
+        let route = node.resolved.routes.get(prefix)?;
         let mut info = RouteInfo {
             prefix: prefix.to_string(),
             via: "local",

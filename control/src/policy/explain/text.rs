@@ -72,11 +72,12 @@ impl fmt::Display for Answer {
 impl Side {
     fn write(&self, f: &mut fmt::Formatter<'_>, name: &str) -> fmt::Result {
         writeln!(f, "  {name:<8} {}", self.reason)?;
-        for miss in &self.near_misses {
+        // What might have denied is of interest to programs at most.
+        let misses = self.near_misses.iter().filter(|_| self.verdict == Verdict::Deny);
+        for miss in misses {
             writeln!(
                 f,
-                "           would be {} by policy {}, rule {}, but {}",
-                if self.verdict == Verdict::Allow { "denied" } else { "allowed" },
+                "           would be allowed by policy {}, rule {}, but {}",
                 miss.policy,
                 miss.rule,
                 miss.failed.join(", and "),

@@ -75,7 +75,9 @@ pub(super) fn failures(set: &PolicySet, rule: &Rule, packet: &Packet<'_>) -> Vec
         name.is_icmp() && icmp.kind == kind && icmp.code.is_none_or(|wanted| wanted == code)
     };
     let own = if name.is_icmp() { format!("type {kind} code {code}") } else { name.to_string() };
-    if let Some(icmp) = rule.icmp.filter(|icmp| !is(*icmp)) {
+    // A failed protocol says all about types.
+    let comparable = rule.protocol.is_none_or(|wanted| wanted == protocol);
+    if let Some(icmp) = rule.icmp.filter(|icmp| comparable && !is(*icmp)) {
         failed.push(format!("{own} is not {}", icmp_words(icmp)));
     }
     if rule.not_icmp.is_some_and(is) {

@@ -1,36 +1,114 @@
-//! XDP programs: loaded, tested, attached.
+//! Loading XDP programs and running them for a test.
 
+use std::ffi::CStr;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
-use super::asm::Instruction;
-use super::{BpfError, Command, bpf, bpf_fd, name, pointer};
-use crate::device;
+use super::{
+    Attribute, Command, IdAttribute, Instruction, address, address_mut, call, call_for_descriptor,
+    info, info_u32, object_name,
+};
 
-/// `BPF_PROG_TYPE_XDP`
-const XDP: u32 = 6;
-/// `BPF_XDP`
-const ATTACH_XDP: u32 = 37;
-/// `XDP_FLAGS_SKB_MODE`
-const GENERIC: u32 = 1 << 1;
-/// `XDP_FLAGS_DRV_MODE`
-const NATIVE: u32 = 1 << 2;
+/// `BPF_PROG_TYPE_XDP`.
+const PROGRAM_TYPE_XDP: u32 = 6;
+/// `BPF_F_TEST_XDP_LIVE_FRAMES`.
+const LIVE_FRAMES: u32 = 2;
+/// None of the helpers in use asks for a license; this is the project's.
+const LICENSE: &CStr = c"Apache-2.0";
+const LOG_SIZE: usize = 256 * 1024;
 
-/// What becomes of a frame (`enum xdp_action`).
+/// Why a program was not loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The privilege is missing.
+    #[error(
+        "no permission to load XDP program {name}: it needs CAP_BPF and CAP_NET_ADMIN, or \
+         CAP_SYS_ADMIN before Linux 5.8; in Kubernetes, run the container privileged or add them"
+    )]
+    Permission {
+        /// The program's name.
+        name: String,
+    },
+    /// The kernel refuses the program.
+    #[error("XDP program {name} was refused: {source}; the verifier says:\n{log}")]
+    Refused {
+        /// The program's name.
+        name: String,
+        /// The kernel's reason.
+        source: io::Error,
+        /// What the verifier wrote.
+        log: String,
+    },
+}
+
+#[repr(C)]
+struct LoadAttribute {
+    kind: u32,
+    count: u32,
+    instructions: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log: u64,
+    kernel_version: u32,
+    flags: u32,
+    name: [u8; 16],
+}
+
+// SAFETY: as the BPF_PROG_LOAD part of union bpf_attr.
+unsafe impl Attribute for LoadAttribute {}
+
+/// `BPF_PROG_TEST_RUN`.
+#[repr(C)]
+#[derive(Default)]
+struct RunAttribute {
+    program: u32,
+    result: u32,
+    data_size: u32,
+    data_out_size: u32,
+    data: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+    context_size: u32,
+    context_out_size: u32,
+    context: u64,
+    context_out: u64,
+    flags: u32,
+    cpu: u32,
+    batch_size: u32,
+    padding: u32,
+}
+
+// SAFETY: as the BPF_PROG_TEST_RUN part of union bpf_attr, the padding named.
+unsafe impl Attribute for RunAttribute {}
+
+/// `struct xdp_md` for a test run.
+#[repr(C)]
+struct Context {
+    data: u32,
+    data_end: u32,
+    data_meta: u32,
+    ingress_ifindex: u32,
+    queue: u32,
+    egress_ifindex: u32,
+}
+
+/// What an XDP program decided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// The program failed: dropped.
+    /// The program failed; the frame is dropped.
     Aborted,
-    /// Dropped.
+    /// Drop.
     Drop,
-    /// Goes on to the kernel.
+    /// On to the network stack.
     Pass,
-    /// Goes back out.
+    /// Back out of the device that it came from.
     Transmit,
-    /// Goes to a socket or another device.
+    /// To a socket or another device.
     Redirect,
-    /// A number that this kernel knows and we don't.
-    Other(u32),
+    /// Nothing that the kernel knows.
+    Unknown(u32),
 }
 
 impl From<u32> for Action {
@@ -41,186 +119,148 @@ impl From<u32> for Action {
             2 => Self::Pass,
             3 => Self::Transmit,
             4 => Self::Redirect,
-            other => Self::Other(other),
+            other => Self::Unknown(other),
         }
     }
 }
 
-/// Why a program is not on a device.
-#[derive(Debug, thiserror::Error)]
-pub enum AttachError {
-    /// Somebody else's program is there; it stays.
-    #[error(
-        "device {device} has an XDP program already: {program}; remove it (ip link set dev \
-         {device} xdp off, or end the process that holds its link), or let Tieline use another \
-         device or underlay.mode = \"packet\""
-    )]
-    Foreign {
-        /// The device.
-        device: String,
-        /// Number, name and way of attachment of that program.
-        program: String,
-    },
-    /// The kernel refuses.
-    #[error("an XDP program can't be attached to device {device} ({way}): {source}")]
-    Refused {
-        /// The device.
-        device: String,
-        /// Native or generic.
-        way: &'static str,
-        /// The system's error.
-        source: io::Error,
-    },
-}
-
-impl AttachError {
-    /// Whether the kernel refused for want of privileges.
-    pub fn is_permission(&self) -> bool {
-        match self {
-            Self::Foreign { .. } => false,
-            Self::Refused { source, .. } => source.raw_os_error() == Some(libc::EPERM),
-        }
-    }
+/// How a test run is to look to the program.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TestRun {
+    /// The device and queue that the frame seems to come from; the loopback
+    /// device's queue 0 when there is none.
+    pub ingress: Option<(u32, u32)>,
 }
 
 /// A loaded XDP program.
 #[derive(Debug)]
-pub struct Program(OwnedFd);
+pub struct Program {
+    descriptor: OwnedFd,
+}
 
 impl Program {
-    /// Loads a program; the verifier's words are in the error.
-    pub fn load(title: &'static str, code: &[Instruction]) -> Result<Self, BpfError> {
-        // The log costs time and memory, so it is asked for only on failure.
-        Self::try_load(title, code, &mut []).or_else(|_| {
-            let mut log = vec![0u8; 1 << 20];
-            Self::try_load(title, code, &mut log).map_err(|source| {
-                let end = log.iter().position(|byte| *byte == 0).unwrap_or(0);
-                let log = String::from_utf8_lossy(&log[..end]).into_owned();
-                BpfError::Load { name: title, source, log }
-            })
-        })
-    }
-
-    fn try_load(title: &str, code: &[Instruction], log: &mut [u8]) -> io::Result<Self> {
-        #[repr(C)]
-        struct Load {
-            kind: u32,
-            count: u32,
-            code: u64,
-            license: u64,
-            log_level: u32,
-            log_size: u32,
-            log: u64,
-            kernel_version: u32,
-            flags: u32,
-            name: [u8; 16],
-        }
-        let mut load = Load {
-            kind: XDP,
-            count: code.len() as u32,
-            code: pointer(code.as_ptr()),
-            license: pointer(c"Apache-2.0".as_ptr()),
-            log_level: u32::from(!log.is_empty()),
-            log_size: log.len() as u32,
-            log: if log.is_empty() { 0 } else { pointer(log.as_mut_ptr()) },
-            kernel_version: 0,
-            flags: 0,
-            name: name(title),
-        };
-        Ok(Self(bpf_fd(Command::ProgramLoad, &mut load)?))
-    }
-
-    /// Attaches the program to a device by a link of its own. Another's program
-    /// is never replaced.
-    pub fn attach(&self, index: u32, native: bool) -> Result<Link, AttachError> {
-        #[repr(C)]
-        struct Create {
-            program: u32,
-            device: u32,
-            attach_type: u32,
-            flags: u32,
-        }
-        let mut create = Create {
-            program: self.0.as_raw_fd() as u32,
-            device: index,
-            attach_type: ATTACH_XDP,
-            flags: if native { NATIVE } else { GENERIC },
-        };
-        bpf_fd(Command::LinkCreate, &mut create).map(Link).map_err(|source| {
-            let device = device::name(index).unwrap_or_else(|_| format!("of index {index}"));
-            let way = if native { "native" } else { "generic" };
-            match device::xdp_program(index) {
-                Ok(Some(found)) => {
-                    let title = program_name(found.id).unwrap_or_else(|_| "unnamed".into());
-                    let program = format!("number {}, {title}, {}", found.id, found.way);
-                    AttachError::Foreign { device, program }
-                }
-                _ => AttachError::Refused { device, way, source },
+    /// Loads an XDP program.
+    ///
+    /// # Errors
+    /// When the privilege is missing, or the kernel refuses the program.
+    pub fn load(name: &str, code: &[Instruction]) -> Result<Self, LoadError> {
+        let name = || name.to_owned();
+        match load(&name(), code, None) {
+            Ok(descriptor) => Ok(Self { descriptor }),
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+                Err(LoadError::Permission { name: name() })
             }
-        })
+            Err(source) => {
+                // Once more, for the verifier's words.
+                let mut log = vec![0; LOG_SIZE];
+                match load(&name(), code, Some(&mut log)) {
+                    Ok(descriptor) => Ok(Self { descriptor }),
+                    Err(_) => {
+                        let text = CStr::from_bytes_until_nul(&log).unwrap_or_default();
+                        let log = text.to_string_lossy().trim_end().to_owned();
+                        Err(LoadError::Refused { name: name(), source, log })
+                    }
+                }
+            }
+        }
     }
 
-    /// Runs the program over a frame of at least 14 bytes, as if it had come
-    /// from queue 0 of the loopback device, and returns what becomes of it.
-    pub fn test_run(&self, frame: &[u8]) -> Result<Action, BpfError> {
-        #[repr(C)]
-        struct Run {
-            program: u32,
-            result: u32,
-            size_in: u32,
-            size_out: u32,
-            data_in: u64,
-            data_out: u64,
-            repeat: u32,
-            duration: u32,
-        }
-        let mut run = Run {
-            program: self.0.as_raw_fd() as u32,
-            result: 0,
-            size_in: frame.len() as u32,
-            size_out: 0,
-            data_in: pointer(frame.as_ptr()),
-            data_out: 0,
+    /// Runs the program over a frame, which stays as it is.
+    ///
+    /// # Errors
+    /// The kernel's: `EINVAL` for a frame shorter than an Ethernet header.
+    pub fn test_run(&self, frame: &[u8], run: TestRun) -> io::Result<Action> {
+        let context = run.ingress.map(|(ingress_ifindex, queue)| Context {
+            data: 0,
+            data_end: frame.len() as u32,
+            data_meta: 0,
+            ingress_ifindex,
+            queue,
+            egress_ifindex: 0,
+        });
+        let mut attribute = RunAttribute {
+            program: self.as_raw_fd() as u32,
+            data_size: frame.len() as u32,
+            data: address(frame),
             repeat: 1,
-            duration: 0,
+            context_size: context.as_ref().map_or(0, |context| size_of_val(context) as u32),
+            context: context.as_ref().map_or(0, address),
+            ..RunAttribute::default()
         };
-        bpf(Command::ProgramTestRun, &mut run).map_err(BpfError::Run)?;
-        Ok(run.result.into())
+        // SAFETY: the attribute is the command's; `data` and `context` are
+        // valid for reading their sizes, and nothing is to be written.
+        unsafe { call(Command::ProgramTestRun, &mut attribute) }?;
+        Ok(Action::from(attribute.result))
+    }
+
+    /// Runs the program over `count` copies of a frame, which are real: they go
+    /// where the program says (`BPF_F_TEST_XDP_LIVE_FRAMES`, Linux 5.18).
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn run_live(&self, frame: &[u8], count: u32, batch_size: u32) -> io::Result<()> {
+        let mut attribute = RunAttribute {
+            program: self.as_raw_fd() as u32,
+            data_size: frame.len() as u32,
+            data: address(frame),
+            repeat: count,
+            flags: LIVE_FRAMES,
+            batch_size,
+            ..RunAttribute::default()
+        };
+        // SAFETY: the attribute is the command's; `data` is valid for reading
+        // its size, and nothing is to be written.
+        unsafe { call(Command::ProgramTestRun, &mut attribute) }?;
+        Ok(())
+    }
+
+    /// The kernel's number for the program.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn id(&self) -> io::Result<u32> {
+        Ok(info_u32(&info::<PROGRAM_INFO>(self.as_raw_fd())?, 4))
     }
 }
 
-/// A program on a device; it is detached when this is dropped.
-#[derive(Debug)]
-pub struct Link(#[allow(dead_code, reason = "held for its end")] OwnedFd);
+impl AsRawFd for Program {
+    fn as_raw_fd(&self) -> RawFd {
+        self.descriptor.as_raw_fd()
+    }
+}
 
-/// The name of a loaded program.
-fn program_name(id: u32) -> io::Result<String> {
-    #[repr(C)]
-    struct ById {
-        id: u32,
-        next: u32,
-        flags: u32,
-    }
-    let fd = bpf_fd(Command::ProgramById, &mut ById { id, next: 0, flags: 0 })?;
-    // The beginning of `struct bpf_prog_info`, up to the name.
-    #[repr(C)]
-    struct Info {
-        _before: [u64; 8],
-        name: [u8; 16],
-    }
-    #[repr(C)]
-    struct Ask {
-        fd: u32,
-        len: u32,
-        info: u64,
-    }
-    let mut info = Info { _before: [0; 8], name: [0; 16] };
-    let mut ask = Ask {
-        fd: fd.as_raw_fd() as u32,
-        len: size_of::<Info>() as u32,
-        info: pointer(&raw mut info),
+fn load(name: &str, code: &[Instruction], log: Option<&mut [u8]>) -> io::Result<OwnedFd> {
+    let (log_level, log_size, log) = match log {
+        Some(log) => (1, log.len() as u32, address_mut(log)),
+        None => (0, 0, 0),
     };
-    bpf(Command::ObjectInfo, &mut ask)?;
-    let end = info.name.iter().position(|byte| *byte == 0).unwrap_or(info.name.len());
-    Ok(String::from_utf8_lossy(&info.name[..end]).into_owned())
+    let mut attribute = LoadAttribute {
+        kind: PROGRAM_TYPE_XDP,
+        count: code.len() as u32,
+        instructions: address(code),
+        license: LICENSE.as_ptr().addr() as u64,
+        log_level,
+        log_size,
+        log,
+        kernel_version: 0,
+        flags: 0,
+        name: object_name(name),
+    };
+    // SAFETY: the attribute is the command's; the instructions are valid for
+    // reading `count` of them, the license up to its zero, and the log for
+    // writing `log_size` bytes.
+    unsafe { call_for_descriptor(Command::ProgramLoad, &mut attribute) }
+}
+
+/// Bytes of `struct bpf_prog_info` up to the end of the name.
+const PROGRAM_INFO: usize = 80;
+
+/// The name of any loaded program, empty when it has none.
+pub(super) fn name_of(id: u32) -> io::Result<String> {
+    let mut attribute = IdAttribute { id, next: 0, flags: 0 };
+    // SAFETY: the attribute is the command's and holds no addresses.
+    let program = unsafe { call_for_descriptor(Command::ProgramById, &mut attribute) }?;
+    let info = info::<PROGRAM_INFO>(program.as_raw_fd())?;
+    let name = CStr::from_bytes_until_nul(&info[64..]).unwrap_or_default();
+    Ok(name.to_string_lossy().into_owned())
 }

@@ -1,0 +1,161 @@
+//! Small numbers for things, and keeping them from one compilation to the next.
+//!
+//! Workers cache what they were told by number. So that a change makes them
+//! forget no more than it must, what stays keeps its number ([`Numbers`]).
+
+use std::hash::Hash;
+use std::sync::Arc;
+
+use ahash::{HashMap, HashSet, RandomState};
+use tieline_dataplane::tables::{ClassId, EndpointPolicy, RuleId};
+
+use super::Decision;
+
+/// Gives equal values equal small numbers, from 0 in order of appearance.
+#[derive(Debug)]
+pub(super) struct Interner<T> {
+    of: HashMap<T, u32>,
+    values: Vec<T>,
+}
+
+impl<T> Default for Interner<T> {
+    fn default() -> Self {
+        Self { of: HashMap::default(), values: Vec::new() }
+    }
+}
+
+impl<T: Hash + Eq + Clone> Interner<T> {
+    /// The number of a value.
+    pub(super) fn id(&mut self, value: T) -> u32 {
+        if let Some(id) = self.of.get(&value) {
+            return *id;
+        }
+        let id = self.values.len() as u32;
+        self.values.push(value.clone());
+        self.of.insert(value, id);
+        id
+    }
+
+    /// All values, by number.
+    pub(super) fn values(&self) -> &[T] {
+        &self.values
+    }
+}
+
+/// Numbers that things keep as long as each round has them. Things are known
+/// by a hash of their content: when two hashes meet, one of the two things does
+/// not keep its number, and no more.
+#[derive(Debug, Default)]
+struct Numbers {
+    of: HashMap<u64, u32>,
+    taken: HashSet<u64>,
+    free: Vec<u32>,
+    next: u32,
+    /// Numbers given in this round to things whose hash was taken.
+    twins: Vec<u32>,
+}
+
+impl Numbers {
+    fn take(&mut self, hash: u64) -> u32 {
+        let first = self.taken.insert(hash);
+        if let Some(number) = self.of.get(&hash).filter(|_| first) {
+            return *number;
+        }
+        let number = self.free.pop().unwrap_or_else(|| {
+            self.next += 1;
+            self.next - 1
+        });
+        if first {
+            self.of.insert(hash, number);
+        } else {
+            self.twins.push(number);
+        }
+        number
+    }
+
+    /// Ends a round: numbers that were not taken in it can be given again.
+    fn sweep(&mut self) {
+        let Self { of, taken, free, twins, .. } = self;
+        of.retain(|hash, number| {
+            let kept = taken.contains(hash);
+            if !kept {
+                free.push(*number);
+            }
+            kept
+        });
+        taken.clear();
+        free.append(twins);
+        // The lowest are given first, to keep arrays short.
+        free.sort_unstable_by(|a, b| b.cmp(a));
+    }
+}
+
+/// What one compilation leaves to the next.
+#[derive(Debug, Default)]
+pub(super) struct Memory {
+    hasher: RandomState,
+    classes: Numbers,
+    policies: Numbers,
+    decisions: Interner<Decision>,
+    /// How many of the decisions the last compilation used.
+    used: usize,
+    tables: Vec<Option<Arc<EndpointPolicy>>>,
+}
+
+/// Decisions that are in use no more are kept up to this many, or half of all.
+const SPARE_DECISIONS: usize = 4096;
+
+impl Memory {
+    /// Begins a round.
+    pub(super) fn begin(&mut self) {
+        if self.decisions.values().len() > 2 * self.used + SPARE_DECISIONS {
+            self.decisions = Interner::default();
+        }
+        self.decisions.id(Decision::NoPolicy);
+        self.used = 0;
+        for (v6, unknown) in [(false, ClassId::UNKNOWN_V4), (true, ClassId::UNKNOWN_V6)] {
+            let class = self.class(v6, 0);
+            debug_assert_eq!(class, unknown);
+        }
+    }
+
+    /// Ends a round with its tables: those that are what they were before are
+    /// the very same.
+    pub(super) fn end(&mut self, tables: &mut [Option<Arc<EndpointPolicy>>]) {
+        for (new, old) in tables.iter_mut().zip(&self.tables) {
+            if new == old {
+                new.clone_from(old);
+            }
+        }
+        self.tables = tables.to_vec();
+        self.classes.sweep();
+        self.policies.sweep();
+    }
+
+    /// A hash that stays the same from round to round.
+    pub(super) fn hash(&self, content: impl Hash) -> u64 {
+        self.hasher.hash_one(content)
+    }
+
+    /// The number of a class that this round has not asked for.
+    pub(super) fn class(&mut self, v6: bool, facts: u64) -> ClassId {
+        let hash = self.hash((v6, facts));
+        ClassId(self.classes.take(hash))
+    }
+
+    /// The number of an endpoint policy that this round has not asked for.
+    pub(super) fn policy(&mut self, hash: u64) -> u32 {
+        self.policies.take(hash)
+    }
+
+    /// The number of a decision.
+    pub(super) fn decision(&mut self, decision: Decision) -> RuleId {
+        self.used += 1;
+        RuleId(self.decisions.id(decision))
+    }
+
+    /// All decisions, by number.
+    pub(super) fn decisions(&self) -> Vec<Decision> {
+        self.decisions.values().to_vec()
+    }
+}
