@@ -433,6 +433,16 @@ impl FlowTable {
         }
     }
 
+    /// Notes that the verdict on a flow that was found still holds by the tables
+    /// of this generation.
+    #[inline]
+    pub fn confirm(&self, found: &Found, generation: u32) {
+        let old = found.words.seen;
+        let new = old & 0xffff_ffff | u64::from(generation) << 32;
+        let (seen, order) = (&self.lines[found.line].seen, Ordering::Relaxed);
+        let _lost_to_another_worker = seen.compare_exchange(old, new, order, order);
+    }
+
     /// Replaces what is remembered of a flow that was found. Without effect
     /// when another worker has changed it meanwhile.
     pub fn update(&self, found: &Found, state: &FlowState, now: Tick) {
