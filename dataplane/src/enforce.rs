@@ -4,8 +4,8 @@
 //! known flow is judged by the tables: the sender must be who it claims to be,
 //! the destination must be somewhere, and the policy of the local end must
 //! allow it. Policy is stateful: it judges the packet that begins a flow, and
-//! answers pass with it. When the tables have changed since a flow was judged,
-//! its next packet has it judged again, as it was begun; a flow that is now
+//! answers pass with it. When what a flow was judged by has changed since, its
+//! next packet has it judged again, as it was begun; a flow that is now
 //! denied is remembered as such, so that its answers can't begin it anew.
 
 use crate::addr::Addr;
@@ -86,9 +86,13 @@ fn known(
 ) -> Result<VtepId, DropReason> {
     let mut state = found.state;
     let from_local = tuple.from_low == state.low_is_local;
-    if state.generation != cx.tables.generation as u32 {
-        tally.flow_rejudged += 1;
-        state = judge_again(cx, packet, tuple, *found)?;
+    if cx.tables.is_newer_than(state.generation) {
+        if cx.tables.concerns(state.generation, tuple.key.ends()) {
+            tally.flow_rejudged += 1;
+            state = judge_again(cx, packet, tuple, *found)?;
+        } else {
+            cx.flows.confirm(found, cx.tables.generation as u32);
+        }
     }
     match origin {
         Origin::Gateway if !from_local => return Err(DropReason::SourceNotLocal),
@@ -149,12 +153,11 @@ fn judge_again(
         l4: opening_l4(packet, tuple, old.from_low),
         source_is_local: old.from_low == old.low_is_local,
     };
-    // Later fragments have no ports to be judged by: they keep the verdict of
-    // their first one for the moments that their entry lives.
-    let (vtep, outcome) = match packet.fragment {
-        Fragment::Later { .. } => (old.vtep, Outcome { allow: old.allow, rule: old.rule }),
-        _ => judge(cx, &opening)?,
-    };
+    // Later fragments have no ports to be judged by: the packet is lost.
+    if matches!(packet.fragment, Fragment::Later { .. }) {
+        return Err(DropReason::FragmentUnmatched);
+    }
+    let (vtep, outcome) = judge(cx, &opening)?;
     let state = FlowState {
         allow: outcome.allow,
         rule: outcome.rule,

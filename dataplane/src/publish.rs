@@ -20,6 +20,13 @@
 
 use crate::sync::{Arc, AtomicU64, Mutex, Ordering};
 
+/// What can be published.
+pub trait Supersede {
+    /// Called on the new value before readers see it, so that it may note how
+    /// it differs from the one before.
+    fn supersede(&mut self, previous: &Self);
+}
+
 struct Slot<T> {
     version: AtomicU64,
     value: Mutex<Arc<T>>,
@@ -39,7 +46,7 @@ pub struct Reader<T> {
     value: Arc<T>,
 }
 
-impl<T> Publisher<T> {
+impl<T: Supersede> Publisher<T> {
     /// A slot that holds `value`.
     pub fn new(value: T) -> Self {
         let current = Arc::new(value);
@@ -59,7 +66,8 @@ impl<T> Publisher<T> {
     }
 
     /// Replaces the value, and frees those that no reader holds any more.
-    pub fn publish(&mut self, value: T) {
+    pub fn publish(&mut self, mut value: T) {
+        value.supersede(&self.current);
         let new = Arc::new(value);
         let in_slot = {
             let mut slot = match self.slot.value.lock() {
@@ -112,6 +120,12 @@ impl<T> Reader<T> {
 mod tests {
     use super::*;
 
+    impl Supersede for i32 {
+        fn supersede(&mut self, previous: &Self) {
+            assert!(*self > *previous);
+        }
+    }
+
     #[test]
     fn readers_follow_and_old_values_are_freed_by_the_publisher() {
         let mut publisher = Publisher::new(1);
@@ -142,6 +156,12 @@ mod loom_tests {
         a: u32,
         b: u32,
         home: thread::ThreadId,
+    }
+
+    impl Supersede for Tables {
+        fn supersede(&mut self, previous: &Self) {
+            assert!(self.a > previous.a);
+        }
     }
 
     impl Drop for Tables {

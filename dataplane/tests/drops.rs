@@ -5,7 +5,7 @@ mod common;
 use std::sync::Arc;
 
 use common::*;
-use tieline_dataplane::flow::{FlowTable, Timeouts};
+use tieline_dataplane::flow::{FlowTable, Timeouts, WINDOW};
 use tieline_dataplane::frame::HeapMemory;
 use tieline_dataplane::tables::{Policies, Route, VtepId};
 use tieline_dataplane::verdict::DropReason;
@@ -159,7 +159,7 @@ fn flow_table_full() -> Fate {
     let mut a = Node::with_flows(a.side, b.side, FlowTable::new(1, Timeouts::default()));
     let mut b = Node::new(b.side, a.side);
     // Established flows don't give way.
-    for port in 0..8 {
+    for port in 0..WINDOW as u16 {
         a.outbound(&udp("10.1.0.5", "10.2.0.5", (port, 80), b""))?;
         let answer = b.outbound(&udp("10.2.0.5", "10.1.0.5", (80, port), b""))?;
         a.inbound(&answer)?;

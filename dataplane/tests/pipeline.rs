@@ -150,6 +150,30 @@ fn changes_elsewhere_keep_a_flow() {
 }
 
 #[test]
+fn only_flows_that_a_change_concerns_are_judged_again() {
+    let (mut a, b) = pair(false);
+    let frame = tcp(&a.side.pod(false), &b.side.pod(false), (40000, 5432), "S");
+    a.outbound(&frame).unwrap();
+    let endpoint =
+        |class| tieline_dataplane::tables::Endpoint { class, policy: None, local: false };
+    for number in 0..100 {
+        let elsewhere = addr(&format!("10.99.0.{number}"));
+        a.publish(|tables| tables.endpoints.insert(elsewhere, endpoint(PEER)));
+        a.outbound(&frame).unwrap();
+    }
+    // Some of a hundred addresses may share a part of the table with its own.
+    let rejudged = a.worker.shared().counters.read().flow_rejudged;
+    assert!(rejudged < 5, "judged again {rejudged} times");
+    // The peer loses the labels that it was allowed by.
+    let peer = addr(&b.side.pod(false));
+    a.publish(|tables| {
+        tables.endpoints.insert(peer, endpoint(tieline_dataplane::tables::ClassId::UNKNOWN_V4));
+    });
+    assert_eq!(a.outbound(&frame), Err(DropReason::EgressDenied));
+    assert_eq!(a.worker.shared().counters.read().flow_rejudged, rejudged + 1);
+}
+
+#[test]
 fn fragments_follow_their_first_one() {
     let (mut a, mut b) = pair(false);
     a.publish(|tables| {

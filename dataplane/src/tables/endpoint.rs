@@ -60,6 +60,22 @@ impl Endpoints {
         })
     }
 
+    /// The number of the part of the table that `addr` is in.
+    #[inline]
+    pub(super) fn part(&self, addr: Addr) -> usize {
+        self.exact.shard(addr.bits())
+    }
+
+    /// The parts that differ from those of `previous`.
+    pub(super) fn changed_parts(&self, previous: &Self) -> impl Iterator<Item = usize> {
+        self.exact.not_shared_with(&previous.exact)
+    }
+
+    /// Whether no prefix has changed since this table was cloned from `other`.
+    pub(super) fn shares_prefixes_with(&self, other: &Self) -> bool {
+        self.prefixes.shares_all_with(&other.prefixes)
+    }
+
     /// Sets what is known of an address.
     pub fn insert(&mut self, addr: Addr, endpoint: Endpoint) {
         self.exact.insert(addr.bits(), endpoint);

@@ -13,12 +13,14 @@ use std::sync::Arc;
 use crate::addr::Addr;
 use crate::wire::{MacAddr, Vni};
 
+pub mod changes;
 pub mod endpoint;
 pub mod policy;
 pub mod prefix;
 pub mod shard;
 pub mod vtep;
 
+pub use changes::Changes;
 pub use endpoint::{ClassId, Endpoint, Endpoints};
 pub use policy::{Clause, EndpointPolicy, L4, Outcome, Policies, PolicyId, Program, RuleId};
 pub use prefix::PrefixMap;
@@ -75,6 +77,8 @@ pub struct Snapshot {
     pub endpoints: Endpoints,
     /// Policies of local endpoints.
     pub policies: Policies,
+    /// What has changed when; worked out on publication.
+    pub changes: Changes,
 }
 
 impl Snapshot {
@@ -97,6 +101,7 @@ impl Snapshot {
             vteps: Vteps::default(),
             endpoints: Endpoints::default(),
             policies: Policies::default(),
+            changes: Changes::default(),
         }
     }
 

@@ -250,6 +250,14 @@ impl Policies {
         self.0.get(id.0 as usize)?.as_ref()
     }
 
+    /// Whether every policy of `previous` is still the same.
+    pub(super) fn keep(&self, previous: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &previous.0)
+            || previous.iter().all(|(id, old)| {
+                self.get(id).is_some_and(|new| Arc::ptr_eq(new, old) || new == old)
+            })
+    }
+
     /// All numbers and policies.
     pub fn iter(&self) -> impl Iterator<Item = (PolicyId, &Arc<EndpointPolicy>)> {
         (0..).zip(self.0.iter()).filter_map(|(id, policy)| Some((PolicyId(id), policy.as_ref()?)))

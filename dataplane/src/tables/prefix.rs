@@ -68,6 +68,14 @@ impl<V: Clone> PrefixMap<V> {
         old
     }
 
+    /// Whether nothing has changed since this map was cloned from `other`.
+    pub(super) fn shares_all_with(&self, other: &Self) -> bool {
+        self.lengths.len() == other.lengths.len()
+            && self.lengths.iter().zip(&other.lengths).all(|((len, map), (other_len, other))| {
+                len == other_len && map.not_shared_with(other).next().is_none()
+            })
+    }
+
     /// Number of prefixes.
     pub fn len(&self) -> usize {
         self.lengths.iter().map(|(_, map)| map.len()).sum()

@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use ahash::RandomState;
 
-const SHARDS: usize = 1024;
+/// Pieces of each map.
+pub(super) const SHARDS: usize = 1024;
 
 type Shard<V> = HashMap<u128, V, RandomState>;
 
@@ -29,8 +30,9 @@ impl<V: Clone> Default for ShardMap<V> {
 }
 
 impl<V: Clone> ShardMap<V> {
+    /// The number of the shard that `key` is in.
     #[inline]
-    fn shard(&self, key: u128) -> usize {
+    pub(super) fn shard(&self, key: u128) -> usize {
         // The low bits choose the bucket within the shard: use others here.
         (self.hasher.hash_one(key) >> 40) as usize % SHARDS
     }
@@ -57,6 +59,12 @@ impl<V: Clone> ShardMap<V> {
         }
         self.len -= 1;
         Arc::make_mut(&mut Arc::make_mut(&mut self.shards)[shard]).remove(&key)
+    }
+
+    /// The numbers of the shards that this map does not share with `other`.
+    pub(super) fn not_shared_with(&self, other: &Self) -> impl Iterator<Item = usize> {
+        let shards = if Arc::ptr_eq(&self.shards, &other.shards) { 0 } else { SHARDS };
+        (0..shards).filter(|at| !Arc::ptr_eq(&self.shards[*at], &other.shards[*at]))
     }
 
     /// Number of keys.
