@@ -23,15 +23,15 @@ const EXPLAINED: [&str; 4] = [
     "perf: interrupt took too long",
 ];
 
-/// 6.1, whose virtio driver has XDP but no AF_XDP of its own: it refuses zero
-/// copy, and the kernel's copy mode takes over.
+/// 6.1, whose virtio driver has XDP but nothing of AF_XDP: zero copy is refused
+/// (EOPNOTSUPP), and the mode in which the kernel copies takes over.
 #[test]
 fn oldest_supported_kernel() {
     passes_packets("6.1", "AF_XDP native copy");
 }
 
-/// 6.12, whose virtio driver has begun to know AF_XDP but does not offer zero
-/// copy yet.
+/// 6.12, whose virtio driver does not offer zero copy either: refused in the
+/// same way.
 #[test]
 fn kernel_in_between() {
     passes_packets("6.12", "AF_XDP native copy");
