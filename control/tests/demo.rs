@@ -3,6 +3,8 @@
 //! Needs root, or a kernel that allows unprivileged user namespaces.
 
 use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -28,9 +30,8 @@ fn left_of(pid: u32) -> Vec<PathBuf> {
     paths.filter(|path| path.to_string_lossy().contains(&start)).collect()
 }
 
-#[test]
-fn every_expectation_holds_and_nothing_is_left() {
-    let mut child = demo(&["-o", "json"]);
+/// Plays the demo to its end and checks the account; returns it.
+fn play(mut child: Child) -> serde_json::Value {
     let pid = child.id();
     let mut text = String::new();
     child.stdout.take().expect("piped").read_to_string(&mut text).expect("text");
@@ -47,6 +48,30 @@ fn every_expectation_holds_and_nothing_is_left() {
     let cut = lines.iter().find_map(|line| line["figures"]["cut_milliseconds"].as_f64());
     assert!(cut.is_some_and(|cut| cut >= 0.0));
     assert_eq!(left_of(pid), Vec::<PathBuf>::new());
+    account
+}
+
+#[test]
+fn every_expectation_holds_and_nothing_is_left() {
+    play(demo(&["-o", "json"]));
+}
+
+#[test]
+fn without_root_it_steps_down() {
+    // Nobody may not be able to reach the binary under test.
+    let dir = tempfile::tempdir().expect("a directory");
+    let binary = dir.path().join("tieline");
+    std::fs::copy(env!("CARGO_BIN_EXE_tieline"), &binary).expect("to copy the binary");
+    for path in [dir.path(), &binary] {
+        std::fs::set_permissions(path, PermissionsExt::from_mode(0o755)).expect("to open it");
+    }
+    let mut command = Command::new(binary);
+    command.args(["demo", "-o", "json"]).current_dir("/").stdout(Stdio::piped());
+    if rustix::process::geteuid().is_root() {
+        command.uid(65_534).gid(65_534);
+    }
+    let account = play(command.spawn().expect("the binary under test"));
+    assert_eq!(account["ground"], "user-namespace");
 }
 
 #[test]

@@ -60,12 +60,14 @@ pub struct Setup {
     pub port: u16,
     /// MTU of the pods' devices.
     pub pod_mtu: usize,
+    /// How the daemon exchanges packets (`underlay.mode`).
+    pub mode: &'static str,
 }
 
 impl Setup {
     /// Calico's VNI and port, and pods that know the tunnel's MTU.
     pub fn new(outer: Outer) -> Self {
-        Self { outer, vni: 4096, port: 4789, pod_mtu: outer.mtu() }
+        Self { outer, vni: 4096, port: 4789, pod_mtu: outer.mtu(), mode: "auto" }
     }
 }
 
@@ -202,10 +204,11 @@ impl Joined {
         let (socket, config) = (at("tieline.sock"), at("tieline.toml"));
         let text = format!(
             "node = '{}'\n[datastore]\nkind = 'files'\npath = '{}'\n[datastore.remotes]\n\
-             theirs = '{}'\n[admin]\nsocket = '{}'\n",
+             theirs = '{}'\n[underlay]\nmode = '{}'\n[admin]\nsocket = '{}'\n",
             self.our_node().name,
             at("local").display(),
             at("remote").display(),
+            self.setup.mode,
             socket.display(),
         );
         write(&config, text);
@@ -355,15 +358,13 @@ fn is_ready(status: &serde_json::Value) -> bool {
     status["ready"] == true && !list("vteps").is_empty() && resolved && !errors
 }
 
-/// Names the daemon's program where cargo can't build it.
-const PROGRAM_VARIABLE: &str = "TIELINE_PROGRAM";
-
-/// The daemon's program, built with the profile that this code was built with.
+/// The daemon's program: the one that the environment variable `TIELINE` names,
+/// else it is built with the profile that this code was built with.
 pub fn tieline() -> &'static Path {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     PROGRAM.get_or_init(|| {
-        if let Some(program) = std::env::var_os(PROGRAM_VARIABLE) {
-            return program.into();
+        if let Some(path) = std::env::var_os("TIELINE") {
+            return path.into();
         }
         // target/PROFILE/deps/TEST-HASH
         let test = std::env::current_exe().expect("the test's own path");

@@ -16,7 +16,7 @@ use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::hint;
-use crate::map::{self, Mapping};
+use crate::mapping::{self, Mapping};
 
 /// Bytes that AF_XDP leaves free before a received frame
 /// (`XDP_PACKET_HEADROOM`, linux/bpf.h). Other ports leave the same.
@@ -134,7 +134,7 @@ impl Area {
     /// # Errors
     /// When the size or number is not possible, or the memory can't be had.
     pub fn new(chunks: u32, chunk_size: u32) -> Result<Self, AreaError> {
-        let page = map::page_size();
+        let page = mapping::page_size();
         if !chunk_size.is_power_of_two()
             || chunk_size < MIN_CHUNK_SIZE
             || chunk_size as usize > page
@@ -148,7 +148,7 @@ impl Area {
         let bytes = chunks as usize * chunk_size as usize;
         let mapping =
             Mapping::anonymous(bytes).map_err(|source| AreaError::Memory { bytes, source })?;
-        let pages = match map::huge_bytes(&mapping) {
+        let pages = match mapping::huge_bytes(&mapping) {
             0 => "4 KiB",
             huge if huge >= mapping.len() => "2 MiB transparent",
             _ => "2 MiB transparent in part",

@@ -76,7 +76,8 @@ pub enum FilterError {
     },
     /// A map can't be had.
     #[error(
-        "map {map}: {source}; maps need CAP_BPF, and before Linux 5.11 room under the memlock limit"
+        "map {map}: {source}; maps need CAP_BPF and CAP_NET_ADMIN, and before Linux 5.11 room under \
+         the memlock limit"
     )]
     Map {
         /// The map's name.

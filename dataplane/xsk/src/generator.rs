@@ -104,7 +104,8 @@ impl Generator {
 
     /// Sends `count` copies of `frame`, as fast as the calling thread can. What
     /// the device does not take is lost without a trace: count on the other
-    /// side.
+    /// side. A call takes some ten milliseconds to set up and clear away, so
+    /// that only a large count gives a steady stream.
     ///
     /// # Errors
     /// The kernel's: `EINVAL` before Linux 5.18, or for a frame that does not

@@ -21,5 +21,5 @@ pub mod packet;
 pub mod ring;
 pub mod socket;
 
-mod map;
+mod mapping;
 mod sys;

@@ -117,6 +117,7 @@ impl PacketSocket {
         ] {
             sys::set_option(socket.as_fd(), libc::SOL_PACKET, option, &on).map_err(failed(step))?;
         }
+        enlarge_buffers(&socket);
         sys::attach_filter(socket.as_fd(), &take.program()).map_err(failed("choosing frames"))?;
         bind(&socket, ifindex).map_err(|source| match source.raw_os_error() {
             Some(libc::ENODEV) => PacketError::NoDevice { ifindex },
@@ -311,6 +312,21 @@ impl Take {
             /* 18 */ take,
         ];
         [&untagged[..], &vxlan].concat()
+    }
+}
+
+/// Bytes that may wait in each direction. The kernel counts some 700 for the
+/// shortest frame, so that its default of 208 KiB is a burst of 300.
+const BUFFER: libc::c_int = 8 << 20;
+
+/// Past the system's limit with `CAP_NET_ADMIN`, else as far as that goes.
+fn enlarge_buffers(socket: &OwnedFd) {
+    for (forced, limited) in
+        [(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF), (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)]
+    {
+        let set = |option| sys::set_option(socket.as_fd(), libc::SOL_SOCKET, option, &BUFFER);
+        // A small buffer works as well; it only drops sooner, which is counted.
+        let _ = set(forced).or_else(|_| set(limited));
     }
 }
 

@@ -9,9 +9,9 @@
 //! the memlock limit once per socket.
 //!
 //! A socket always asks for wake-up flags (`XDP_USE_NEED_WAKEUP`), and makes a
-//! system call only where the kernel wants one. In copy mode that is one per
-//! 32 frames sent; the calls of [`Socket::wake`] are bounded, so that a worker
-//! is never stuck in it.
+//! system call only where the kernel wants one. In copy mode that call sends the
+//! frames: as many as the ring holds on newer kernels, else 32. The calls of
+//! [`Socket::wake`] are bounded, so that a worker is never stuck in it.
 //!
 //! Chunks that the kernel has are lent to the socket in the area's books.
 //! [`Socket::close`] brings them home. A socket that is merely dropped leaves

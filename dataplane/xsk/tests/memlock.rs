@@ -8,30 +8,7 @@ use tieline_xsk::area::Area;
 use tieline_xsk::memlock::{self, Limit};
 use tieline_xsk::socket::{Mode, Socket, SocketError};
 
-const CAP_IPC_LOCK: u32 = 14;
-const CAP_SYS_RESOURCE: u32 = 24;
 const LIMIT: u64 = 256 << 10;
-
-/// Takes capabilities from the calling thread.
-fn drop_capabilities(numbers: &[u32]) {
-    // _LINUX_CAPABILITY_VERSION_3 and the calling thread; effective, permitted
-    // and inheritable for 32 capabilities, then for the next 32.
-    let mut header = [0x2008_0522u32, 0];
-    let mut sets = [[0u32; 3]; 2];
-    let (header, data) = (header.as_mut_ptr(), sets.as_mut_ptr());
-    // SAFETY: both are as long as this version demands.
-    let got = unsafe { libc::syscall(libc::SYS_capget, header, data) };
-    assert_eq!(got, 0);
-    for number in numbers {
-        for set in &mut sets[0] {
-            *set &= !(1 << number);
-        }
-    }
-    let data = sets.as_mut_ptr();
-    // SAFETY: both are as long as this version demands.
-    let set = unsafe { libc::syscall(libc::SYS_capset, header, data) };
-    assert_eq!(set, 0);
-}
 
 #[test]
 fn an_area_over_the_limit_is_refused_with_the_remedy() {

@@ -5,6 +5,7 @@ mod support;
 use std::net::UdpSocket;
 use std::os::fd::AsRawFd;
 
+use support::frames::*;
 use support::*;
 use tieline_xsk::area::{Area, Descriptor};
 use tieline_xsk::device;
@@ -18,9 +19,13 @@ struct Port {
 
 impl Port {
     fn open(ifindex: u32) -> Self {
+        Self::taking(ifindex, Take::All)
+    }
+
+    fn taking(ifindex: u32, take: Take) -> Self {
         Self {
             area: Area::new(256, 2048).unwrap(),
-            socket: PacketSocket::open(ifindex, Take::All).unwrap(),
+            socket: PacketSocket::open(ifindex, take).unwrap(),
         }
     }
 
@@ -94,6 +99,19 @@ fn room_is_respected() {
             assert_eq!(take(&mut port.area, frame), numbered(number));
         }
         port.assert_even();
+    });
+}
+
+#[test]
+fn a_burst_waits_for_the_worker() {
+    in_namespace(|| {
+        let (a0, a1) = veth("a0", "a1");
+        let (mut source, mut port) = (Injector::open(a0), Port::open(a1));
+        (0..2000).for_each(|number| source.send(&numbered(number as u8)));
+        for number in 0..2000 {
+            assert_eq!(port.one(), numbered(number as u8));
+        }
+        assert_eq!(port.socket.statistics().receive_dropped, 0);
     });
 }
 
@@ -211,6 +229,43 @@ fn frames_with_a_vlan_tag_are_ignored() {
         source.send(&numbered(2));
         assert_eq!(port.one(), numbered(2));
         assert_eq!(port.socket.statistics().received, 1);
+    });
+}
+
+#[test]
+fn a_socket_for_one_port_takes_nothing_else() {
+    in_namespace(|| {
+        let (a0, a1) = veth("a0", "a1");
+        let mut source = Injector::open(a0);
+        let mut port = Port::taking(a1, Take::UdpTo(4789));
+        let mut tagged = GOOD.frame();
+        tagged.splice(12..12, [0x81, 0, 0, 5]);
+        let ignored = [
+            V4 { port: 53, ..GOOD }.frame(),
+            V4 { port: 53, options: 40, ..GOOD }.frame(),
+            V4 { protocol: 6, ..GOOD }.frame(),
+            V4 { flags_and_offset: 0x2000, ..GOOD }.frame(),
+            V4 { flags_and_offset: 1, ..GOOD }.frame(),
+            v6(6, 17, PEER6, OWN6, 53),
+            v6(6, 6, PEER6, OWN6, 4789),
+            v6_extension(0),
+            numbered(1).to_vec(),
+            GOOD.frame()[..36].to_vec(),
+            tagged,
+        ];
+        let taken = [
+            GOOD.frame(),
+            V4 { options: 40, ..GOOD }.frame(),
+            V4 { flags_and_offset: 0, ..GOOD }.frame(),
+            v6(6, 17, PEER6, OWN6, 4789),
+        ];
+        for frame in &taken {
+            ignored.iter().for_each(|frame| source.send(frame));
+            source.send(frame);
+            assert_eq!(port.one(), *frame);
+        }
+        assert_eq!(port.socket.statistics().received, 4);
+        port.assert_even();
     });
 }
 

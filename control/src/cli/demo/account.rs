@@ -256,7 +256,7 @@ impl Tried {
         }
         if !self.ok {
             let by = self.expected_deciders.join(", ");
-            columns.row(["", "expected", "", "", &self.expected.text(), "", &by]);
+            columns.row(["", "expected", "", "", &self.expected.text(), "", "", "", &by]);
         }
     }
 }
@@ -300,7 +300,7 @@ mod tests {
 
     fn denied(family: &'static str) -> Tried {
         let said = answer(serde_json::json!({
-            "verdict": "deny", "reason": "no rule of tier default fits", "decided_by": "tier-default",
+            "verdict": "deny", "reason": "no rule of it fits", "decided_by": "tier-default",
             "tier": "default",
         }));
         let decisions = Decision::of(Side::Egress, "app-1", &said).into_iter().collect();

@@ -54,11 +54,6 @@ impl Clusters {
         let segments = [underlay.segment()?, underlay.segment()?, underlay.segment()?];
         for plan in &CLUSTERS {
             let cluster = Cluster::new(lab, &mut underlay, &spec(plan, &segments)?)?;
-            // Traffic within a cluster is Calico's: the kernel's own vxlan
-            // device on the same port, beside which Tieline must live.
-            cluster.join_with_kernel_vxlan(|node, v6| {
-                if v6 { mac_v6(node).to_string() } else { mac_v4(node).to_string() }
-            })?;
             let dir = lab.dir().join("clusters").join(plan.name);
             let manifests = Manifests::write(&dir, plan, &cluster)?;
             this.clusters.insert(plan.name, (cluster, manifests));
@@ -66,6 +61,17 @@ impl Clusters {
         this.start_servers()?;
         this.start_daemons(lab, mode)?;
         Ok(this)
+    }
+
+    /// Gives the nodes the vxlan devices that Calico would have made for the
+    /// traffic within each cluster, on the same port as Tieline's.
+    pub(super) fn add_kernel_vxlan(&self) -> anyhow::Result<()> {
+        for (cluster, _) in self.clusters.values() {
+            cluster.join_with_kernel_vxlan(|node, v6| {
+                if v6 { mac_v6(node).to_string() } else { mac_v4(node).to_string() }
+            })?;
+        }
+        Ok(())
     }
 
     fn start_servers(&mut self) -> anyhow::Result<()> {
@@ -95,7 +101,7 @@ impl Clusters {
             std::fs::write(&config, text)
                 .with_context(|| format!("cannot write {}", config.display()))?;
             let mut command = Command::new(&self.exe);
-            command.arg("run").arg("--config").arg(&config);
+            command.arg("run").arg("--config").arg(&config).env("NO_COLOR", "1");
             let process = netns.spawn(node.name, command)?;
             let node = node.name.to_owned();
             let daemon = Daemon { node, cluster: plan.name, socket, netns, process };

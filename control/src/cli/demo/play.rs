@@ -13,7 +13,9 @@ use tieline_lab::{Lab, Outcome, Stream, UdpServer, bulk, connect, udp_blast};
 
 use super::account::{Decision, Fact, Line, SceneAccount, Tried, Verdict, render};
 use super::clusters::{Clusters, Daemon, PATIENCE};
-use super::script::{Act, Beat, CLUSTERS, Connection, Expect, NAMESPACE, Scene, Side, UDP_PORT};
+use super::script::{
+    Act, Beat, CLUSTERS, Connection, Expect, NAMESPACE, PORTS, Scene, Side, UDP_PORT,
+};
 use crate::admin::status::Status;
 use crate::cli::text::{Tone, paint};
 
@@ -38,6 +40,9 @@ pub(super) struct Play<'a> {
     mode: &'a str,
     /// Nothing before [`Act::StandUp`].
     clusters: Option<Clusters>,
+    /// Whether the kernel's own vxlan devices carry the traffic within each
+    /// cluster.
+    kernel_vxlan: bool,
     /// Whether to print lines as they come.
     aloud: bool,
 }
@@ -45,7 +50,7 @@ pub(super) struct Play<'a> {
 impl<'a> Play<'a> {
     /// A play in an empty lab.
     pub(super) fn new(lab: &'a Lab, mode: &'a str, aloud: bool) -> Self {
-        Self { lab, mode, clusters: None, aloud }
+        Self { lab, mode, clusters: None, kernel_vxlan: false, aloud }
     }
 
     /// Plays one scene.
@@ -77,6 +82,7 @@ impl<'a> Play<'a> {
         match act {
             Act::StandUp => self.stand_up(),
             Act::Join => self.join(),
+            Act::Beside => self.beside(),
             Act::ApplyPolicies => self.apply_policies(),
             Act::Relabel => self.relabel(),
             Act::LabelBack => self.label_back(),
@@ -96,6 +102,13 @@ impl<'a> Play<'a> {
             status.ready && status.node == daemon.node && !status.underlay.is_empty()
         };
         let (statuses, ready) = clusters.await_status("readiness", begun, ready)?;
+        let ports = ports(statuses.values());
+        // A packet socket gets a copy of each frame, the kernel gets it too: a
+        // vxlan device of its own would deliver what policy denies.
+        self.kernel_vxlan = !ports.contains("packet");
+        if self.kernel_vxlan {
+            clusters.add_kernel_vxlan()?;
+        }
         let mut facts = Vec::new();
         for plan in &CLUSTERS {
             let node = |node: &super::script::NodePlan| {
@@ -110,7 +123,6 @@ impl<'a> Play<'a> {
             "net  app-1 and db-1 each behind the router; app-2 and db-2 on one segment; \
              IPv4 and IPv6",
         ));
-        let ports = ports(statuses.values());
         facts.push(
             Fact::new(
                 true,
@@ -173,6 +185,28 @@ impl<'a> Play<'a> {
         Ok(Fact::new(known == expected, text))
     }
 
+    /// Makes a connection between two nodes of one cluster.
+    fn beside(&self) -> anyhow::Result<Vec<Fact>> {
+        if !self.kernel_vxlan {
+            let text = "within a cluster: nothing here, for packet sockets leave every frame to \
+                        the kernel's vxlan devices as well";
+            return Ok(vec![Fact::new(true, text)]);
+        }
+        let clusters = self.clusters()?;
+        let (from, to) = (clusters.pod("backend")?, clusters.pod("report")?);
+        let mut ok = true;
+        for address in to.addresses() {
+            let outcome = connect(&from.netns, SocketAddr::new(address, PORTS[0]), MUST)?;
+            ok &= outcome == Outcome::Connected;
+        }
+        let what = if ok { "goes on" } else { "does not work" };
+        let text = format!(
+            "within app: backend -> report {what} over the kernel's own vxlan device on the same \
+             port"
+        );
+        Ok(vec![Fact::new(ok, text)])
+    }
+
     fn apply_policies(&self) -> anyhow::Result<Vec<Fact>> {
         let clusters = self.clusters()?;
         for plan in &CLUSTERS {
@@ -205,11 +239,13 @@ impl<'a> Play<'a> {
         };
         let took = cut.saturating_duration_since(written);
         let text = format!(
-            "postgres: app=postgres -> app=postgres-canary; the running connection \
-             backend -> postgres is cut {:.1} ms after the file was written",
+            "the running connection backend -> postgres is cut {:.1} ms after the file was written",
             took.as_secs_f64() * 1e3
         );
-        Ok(vec![Fact::new(true, text).figure("cut_milliseconds", took.as_secs_f64() * 1e3)])
+        Ok(vec![
+            Fact::new(true, "postgres: app=postgres becomes app=postgres-canary"),
+            Fact::new(true, text).figure("cut_milliseconds", took.as_secs_f64() * 1e3),
+        ])
     }
 
     fn label_back(&self) -> anyhow::Result<Vec<Fact>> {
@@ -286,7 +322,8 @@ impl<'a> Play<'a> {
         let run = bulk(&clusters.pod("backend")?.netns, to, MEASURE)?;
         let port = self.port_between("backend", "postgres")?;
         let text = format!(
-            "bulk      backend -> postgres  one TCP connection  {:.2} Gbit/s  ({} MB in {:.1} s)  {port}",
+            "bulk      backend -> postgres  one TCP connection  {:.2} Gbit/s  ({} MB in {:.1} s)  \
+             {port}",
             run.bits_per_second() / 1e9,
             run.bytes / 1_000_000,
             run.elapsed.as_secs_f64()

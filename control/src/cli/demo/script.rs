@@ -102,6 +102,8 @@ pub(super) enum Act {
     StandUp,
     /// A RemoteClusterConfiguration in each cluster.
     Join,
+    /// Traffic within a cluster, which is not Tieline's.
+    Beside,
     /// The policies of both clusters.
     ApplyPolicies,
     /// `postgres` gets another label while a connection to it runs.
@@ -207,6 +209,7 @@ pub(super) const STORY: &[Scene] = &[
                 tcp("frontend", "postgres", 5432, Allow, &[]),
                 tcp("backend-2", "replica", 5432, Allow, &[]),
             ]),
+            Do(Beside),
         ],
     },
     Scene {

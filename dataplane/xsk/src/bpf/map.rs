@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{Attribute, Command, address, address_mut, call, call_for_descriptor, object_name};
-use crate::map::{Mapping, page_size};
+use crate::mapping::{Mapping, page_size};
 
 /// The kinds of maps in use (`enum bpf_map_type`), with their flags.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,7 +12,7 @@ use crate::memlock::{self, Limit};
 use crate::ring::{Consumer, Producer};
 use crate::sys;
 
-/// `XDP_MAX_TX_SKB_BUDGET` (linux/if_xdp.h, 6.18): how many frames one system
+/// `XDP_MAX_TX_SKB_BUDGET` (linux/if_xdp.h of newer kernels): how many frames one system
 /// call sends in copy mode.
 const XDP_MAX_TX_SKB_BUDGET: libc::c_int = 9;
 

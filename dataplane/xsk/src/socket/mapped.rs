@@ -7,7 +7,7 @@ use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU32;
 
-use crate::map::Mapping;
+use crate::mapping::Mapping;
 use crate::ring::Memory;
 
 /// What the slots of a mapped ring may hold.

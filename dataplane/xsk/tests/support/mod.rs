@@ -3,6 +3,8 @@
 // Each test file takes what it needs.
 #![allow(dead_code)]
 
+pub(crate) mod frames;
+
 use std::io::Write;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -155,4 +157,32 @@ pub(crate) fn take(area: &mut Area, frame: Descriptor) -> Vec<u8> {
     let bytes = area.bytes(frame.chunk, frame.head, frame.len).to_vec();
     assert!(area.release(frame.chunk));
     bytes
+}
+
+pub(crate) const CAP_NET_ADMIN: u32 = 12;
+pub(crate) const CAP_NET_RAW: u32 = 13;
+pub(crate) const CAP_IPC_LOCK: u32 = 14;
+pub(crate) const CAP_SYS_ADMIN: u32 = 21;
+pub(crate) const CAP_SYS_RESOURCE: u32 = 24;
+pub(crate) const CAP_BPF: u32 = 39;
+
+/// Takes capabilities from the calling thread.
+pub(crate) fn drop_capabilities(numbers: &[u32]) {
+    // _LINUX_CAPABILITY_VERSION_3 and the calling thread; effective, permitted
+    // and inheritable for 32 capabilities, then for the next 32.
+    let mut header = [0x2008_0522u32, 0];
+    let mut sets = [[0u32; 3]; 2];
+    let (header, data) = (header.as_mut_ptr(), sets.as_mut_ptr());
+    // SAFETY: both are as long as this version demands.
+    let got = unsafe { libc::syscall(libc::SYS_capget, header, data) };
+    assert_eq!(got, 0);
+    for number in numbers {
+        for set in &mut sets[*number as usize / 32] {
+            *set &= !(1 << (number % 32));
+        }
+    }
+    let data = sets.as_mut_ptr();
+    // SAFETY: both are as long as this version demands.
+    let set = unsafe { libc::syscall(libc::SYS_capset, header, data) };
+    assert_eq!(set, 0);
 }
