@@ -94,7 +94,27 @@ impl Joined {
     pub fn new(setup: Setup, our_nodes: &[&str]) -> Self {
         let lab = Lab::new("joined").unwrap();
         let mut underlay = Underlay::new(&lab, UNDERLAY_MTU as u32).unwrap();
-        let (near, far) = (underlay.segment().unwrap(), underlay.segment().unwrap());
+        let segments = (underlay.segment().unwrap(), underlay.segment().unwrap());
+        Self::on(setup, lab, underlay, segments, our_nodes)
+    }
+
+    /// The same with one node on each side, over two devices that are there and
+    /// joined already instead of over the router: ours takes the first, theirs
+    /// the second.
+    pub fn over(setup: Setup, devices: [&str; 2]) -> Self {
+        let lab = Lab::new("joined").unwrap();
+        let mut underlay = Underlay::new(&lab, UNDERLAY_MTU as u32).unwrap();
+        let segment = underlay.segment_of(devices.map(str::to_owned));
+        Self::on(setup, lab, underlay, (segment, segment), &["node-a"])
+    }
+
+    fn on(
+        setup: Setup,
+        lab: Lab,
+        mut underlay: Underlay,
+        (near, far): (Segment, Segment),
+        our_nodes: &[&str],
+    ) -> Self {
         let cluster = |name: &str, third: u8, nodes: Vec<NodeSpec>| ClusterSpec {
             name: name.to_owned(),
             pool_v4: [10, 244, third, 0].into(),
@@ -340,7 +360,7 @@ fn is_ready(status: &serde_json::Value) -> bool {
 
 /// The daemon's program: the one that the environment variable `TIELINE` names,
 /// else it is built with the profile that this code was built with.
-fn tieline() -> &'static Path {
+pub fn tieline() -> &'static Path {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     PROGRAM.get_or_init(|| {
         if let Some(path) = std::env::var_os("TIELINE") {
