@@ -40,7 +40,7 @@ impl Derived {
 /// Works out everything that follows from one world after another. It keeps
 /// what does not change from one to the next, and the numbers in the tables,
 /// so that a small change is a small change of the tables; the verdicts are
-/// those of a fresh [`derive`].
+/// those of a fresh [`derive()`].
 #[derive(Debug, Default)]
 pub struct Deriver {
     converter: Converter,
