@@ -2,7 +2,7 @@
 //!
 //! The stages are the ones that the daemon runs: parse, anti-spoof, flow
 //! lookup, policy on a miss, route, rewrite, checksum, VXLAN header, counters.
-//! How a batch is measured is told in [`bench`], what is in the tables in
+//! How a batch is measured is told in [`mod@bench`], what is in the tables in
 //! [`world`], and what nobody can do without in [`floor`].
 
 use std::os::unix::process::CommandExt;
