@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use tieline::policy::compile::{Compiled, compile};
+use tieline::policy::compile::{Compiled, Compiler};
 use tieline::policy::model::{
     Action, Entity, Policy, PolicySet, PolicySource, PortMatch, Rule, Tier, TierAction,
 };
@@ -28,33 +28,50 @@ enum Shape {
     PerApp,
     /// All endpoints, which is the worst that there is.
     Global,
+    /// All endpoints, and every rule is for any peer and a port of its own.
+    Ports,
 }
 
 fn main() {
     println!("{ENDPOINTS} endpoints, {} label sets, {LOCAL} local", NAMESPACES * APPS);
     println!(
-        "{:>8} {:>8} {:>10} {:>8} {:>8} {:>9} {:>9}",
-        "shape", "policies", "compile", "classes", "programs", "policyids", "RSS"
+        "{:>8} {:>8} {:>10} {:>10} {:>8} {:>8} {:>13} {:>9}",
+        "shape", "policies", "compile", "one more", "classes", "programs", "tables (kept)", "RSS"
     );
-    let identities = identities();
+    let mut identities: Vec<Identity> = (0..ENDPOINTS).map(identity).collect();
     for (shape, policies) in [
         (Shape::PerApp, 10),
         (Shape::PerApp, POLICIES),
         (Shape::Global, 100),
         (Shape::Global, 1000),
         (Shape::Global, POLICIES),
+        (Shape::Ports, 1000),
+        (Shape::Ports, POLICIES),
     ] {
         let set = policy_set(shape, policies);
+        let mut compiler = Compiler::default();
         let start = Instant::now();
-        let compiled = compile(&set, &identities);
+        let compiled = compiler.compile(&set, &identities);
         let took = start.elapsed();
+        identities.push(identity(ENDPOINTS));
+        let start = Instant::now();
+        let next = compiler.compile(&set, &identities);
+        let again = start.elapsed();
+        identities.pop();
+        let kept = compiled.policies.iter().zip(&next.policies);
+        let kept = kept.filter(|(old, new)| match (old, new) {
+            (Some(old), Some(new)) => Arc::ptr_eq(old, new),
+            _ => false,
+        });
         println!(
-            "{:>8} {policies:>8} {:>8.3} s {:>8} {:>8} {:>9} {:>5} MiB",
+            "{:>8} {policies:>8} {:>8.3} s {:>8.3} s {:>8} {:>8} {:>4} ({:>6}) {:>5} MiB",
             format!("{shape:?}"),
             took.as_secs_f64(),
+            again.as_secs_f64(),
             compiled.endpoints.iter().map(|(_, class, _)| class.0 + 1).max().unwrap_or(0),
             programs(&compiled),
             compiled.policies.len(),
+            kept.count(),
             resident_mib(),
         );
     }
@@ -73,38 +90,36 @@ fn resident_mib() -> u64 {
     kib.unwrap_or(0) / 1024
 }
 
-fn identities() -> Vec<Identity> {
-    let labels = |at: u32| {
-        let set = at % (NAMESPACES * APPS);
-        let namespace = format!("ns-{}", set / APPS);
-        let labels: Labels = [
-            ("app", format!("app-{}", set % APPS)),
-            ("tier", format!("tier-{}", set % 3)),
-            ("pcns.projectcalico.org/name", namespace.clone()),
-            ("pcns.team", format!("team-{}", set / APPS % 25)),
-            ("projectcalico.org/namespace", namespace.clone()),
-            ("projectcalico.org/orchestrator", "k8s".into()),
-            ("projectcalico.org/serviceaccount", "default".into()),
-        ]
-        .map(|(key, value)| (key.to_owned(), value))
-        .into();
-        (namespace, Arc::new(labels))
-    };
-    let identity = |at: u32| {
-        let (namespace, labels) = labels(at);
-        let local = at.is_multiple_of(ENDPOINTS / LOCAL) && at / (ENDPOINTS / LOCAL) < LOCAL;
-        let addr = Addr::from_v4_bytes((0x0a00_0000 + at).to_be_bytes());
-        Identity {
-            cluster: ClusterId::Local,
-            kind: if local { IdentityKind::LocalWorkload } else { IdentityKind::Workload },
-            name: ObjectName { namespace, name: format!("pod-{at}") },
-            node: format!("node-{}", at / LOCAL),
-            labels,
-            nets: vec![Prefix::host(addr)],
-            ports: vec![NamedPort { name: "http".into(), protocol: 6, port: 8080 }],
-        }
-    };
-    (0..ENDPOINTS).map(identity).collect()
+fn labels(at: u32) -> (String, Arc<Labels>) {
+    let set = at % (NAMESPACES * APPS);
+    let namespace = format!("ns-{}", set / APPS);
+    let labels: Labels = [
+        ("app", format!("app-{}", set % APPS)),
+        ("tier", format!("tier-{}", set % 3)),
+        ("pcns.projectcalico.org/name", namespace.clone()),
+        ("pcns.team", format!("team-{}", set / APPS % 25)),
+        ("projectcalico.org/namespace", namespace.clone()),
+        ("projectcalico.org/orchestrator", "k8s".into()),
+        ("projectcalico.org/serviceaccount", "default".into()),
+    ]
+    .map(|(key, value)| (key.to_owned(), value))
+    .into();
+    (namespace, Arc::new(labels))
+}
+
+fn identity(at: u32) -> Identity {
+    let (namespace, labels) = labels(at);
+    let local = at.is_multiple_of(ENDPOINTS / LOCAL) && at / (ENDPOINTS / LOCAL) < LOCAL;
+    let addr = Addr::from_v4_bytes((0x0a00_0000 + at).to_be_bytes());
+    Identity {
+        cluster: ClusterId::Local,
+        kind: if local { IdentityKind::LocalWorkload } else { IdentityKind::Workload },
+        name: ObjectName { namespace, name: format!("pod-{at}") },
+        node: format!("node-{}", at / LOCAL),
+        labels,
+        nets: vec![Prefix::host(addr)],
+        ports: vec![NamedPort { name: "http".into(), protocol: 6, port: 8080 }],
+    }
 }
 
 fn policy_set(shape: Shape, count: u32) -> PolicySet {
@@ -130,6 +145,24 @@ fn policy_set(shape: Shape, count: u32) -> PolicySet {
         let own = format!("projectcalico.org/namespace == 'ns-{namespace}'");
         let number = PortMatch::Range((8000 + at % 500) as u16..=(8000 + at % 500) as u16);
         let other = (namespace * 7 + at) % NAMESPACES;
+        if let Shape::Ports = shape {
+            let port = PortMatch::Range(at as u16..=at as u16);
+            let mut one = rule(Action::Allow, Selector::all(), port);
+            one.source = Entity::default();
+            // Some rules look at the peer, so that there are groups of peers.
+            if at.is_multiple_of(100) {
+                let team = format!("pcns.team == 'team-{}'", at / 100 % 25);
+                one.source.selector = Some(parse(team));
+            }
+            return Arc::new(Policy {
+                source: PolicySource::GlobalNetworkPolicy,
+                name: ObjectName { namespace: String::new(), name: format!("policy-{at}") },
+                staged: false,
+                selector: Selector::all(),
+                ingress: Some(vec![one]),
+                egress: None,
+            });
+        }
         let ingress = vec![
             rule(Action::Allow, parse(format!("{own} && app == 'app-{}'", at % APPS)), number),
             rule(
@@ -150,7 +183,7 @@ fn policy_set(shape: Shape, count: u32) -> PolicySet {
             staged: false,
             selector: match shape {
                 Shape::PerApp => parse(format!("{own} && app == 'app-{app}'")),
-                Shape::Global => Selector::all(),
+                Shape::Global | Shape::Ports => Selector::all(),
             },
             ingress: Some(ingress),
             egress: Some(egress),

@@ -1,12 +1,12 @@
 //! From what is known to everything that follows from it.
 //!
-//! Pure: the daemon, `check` and `explain` all call [`derive`], so what one of
-//! them says is what the others do.
+//! The daemon, `check` and `explain` all come through here, so what one of them
+//! says is what the others do.
 
 use std::sync::Arc;
 
-use crate::policy::compile::{Compiled, compile};
-use crate::policy::convert::policy_set;
+use crate::policy::compile::{Compiled, Compiler};
+use crate::policy::convert::Converter;
 use crate::policy::model::PolicySet;
 use crate::resolve::{Resolved, identities, resolve};
 use crate::state::{Condition, Identity, World};
@@ -21,7 +21,7 @@ pub struct Derived {
     /// What rules can see.
     pub identities: Vec<Identity>,
     /// Policies in order of precedence.
-    pub policies: PolicySet,
+    pub policies: Arc<PolicySet>,
     /// Address classes and verdict tables.
     pub compiled: Compiled,
 }
@@ -37,11 +37,28 @@ impl Derived {
     }
 }
 
+/// Works out everything that follows from one world after another. It keeps
+/// what does not change from one to the next, and the numbers in the tables,
+/// so that a small change is a small change of the tables; the verdicts are
+/// those of a fresh [`derive()`].
+#[derive(Debug, Default)]
+pub struct Deriver {
+    converter: Converter,
+    compiler: Compiler,
+}
+
+impl Deriver {
+    /// Works out everything that follows from `world`.
+    pub fn derive(&mut self, world: Arc<World>) -> Derived {
+        let resolved = resolve(&world);
+        let identities = identities(&world);
+        let policies = self.converter.policy_set(&world.local);
+        let compiled = self.compiler.compile(&policies, &identities);
+        Derived { world, resolved, identities, policies, compiled }
+    }
+}
+
 /// Works out everything that follows from `world`.
 pub fn derive(world: Arc<World>) -> Derived {
-    let resolved = resolve(&world);
-    let identities = identities(&world);
-    let policies = policy_set(&world.local);
-    let compiled = compile(&policies, &identities);
-    Derived { world, resolved, identities, policies, compiled }
+    Deriver::default().derive(world)
 }

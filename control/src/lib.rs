@@ -16,7 +16,7 @@
 //!
 //! Promises: nothing here runs on a packet's path; everything between a
 //! [`state::World`] and the tables is a pure function, so the order of events
-//! never matters. Start reading at [`derive`].
+//! never matters. Start reading at [`mod@derive`].
 #![forbid(unsafe_code)]
 
 pub mod admin;

@@ -60,12 +60,14 @@ pub struct Setup {
     pub port: u16,
     /// MTU of the pods' devices.
     pub pod_mtu: usize,
+    /// How the daemon exchanges packets (`underlay.mode`).
+    pub mode: &'static str,
 }
 
 impl Setup {
     /// Calico's VNI and port, and pods that know the tunnel's MTU.
     pub fn new(outer: Outer) -> Self {
-        Self { outer, vni: 4096, port: 4789, pod_mtu: outer.mtu() }
+        Self { outer, vni: 4096, port: 4789, pod_mtu: outer.mtu(), mode: "auto" }
     }
 }
 
@@ -92,7 +94,27 @@ impl Joined {
     pub fn new(setup: Setup, our_nodes: &[&str]) -> Self {
         let lab = Lab::new("joined").unwrap();
         let mut underlay = Underlay::new(&lab, UNDERLAY_MTU as u32).unwrap();
-        let (near, far) = (underlay.segment().unwrap(), underlay.segment().unwrap());
+        let segments = (underlay.segment().unwrap(), underlay.segment().unwrap());
+        Self::on(setup, lab, underlay, segments, our_nodes)
+    }
+
+    /// The same with one node on each side, over two devices that are there and
+    /// joined already instead of over the router: ours takes the first, theirs
+    /// the second.
+    pub fn over(setup: Setup, devices: [&str; 2]) -> Self {
+        let lab = Lab::new("joined").unwrap();
+        let mut underlay = Underlay::new(&lab, UNDERLAY_MTU as u32).unwrap();
+        let segment = underlay.segment_of(devices.map(str::to_owned));
+        Self::on(setup, lab, underlay, (segment, segment), &["node-a"])
+    }
+
+    fn on(
+        setup: Setup,
+        lab: Lab,
+        mut underlay: Underlay,
+        (near, far): (Segment, Segment),
+        our_nodes: &[&str],
+    ) -> Self {
         let cluster = |name: &str, third: u8, nodes: Vec<NodeSpec>| ClusterSpec {
             name: name.to_owned(),
             pool_v4: [10, 244, third, 0].into(),
@@ -182,10 +204,11 @@ impl Joined {
         let (socket, config) = (at("tieline.sock"), at("tieline.toml"));
         let text = format!(
             "node = '{}'\n[datastore]\nkind = 'files'\npath = '{}'\n[datastore.remotes]\n\
-             theirs = '{}'\n[admin]\nsocket = '{}'\n",
+             theirs = '{}'\n[underlay]\nmode = '{}'\n[admin]\nsocket = '{}'\n",
             self.our_node().name,
             at("local").display(),
             at("remote").display(),
+            self.setup.mode,
             socket.display(),
         );
         write(&config, text);
@@ -335,10 +358,14 @@ fn is_ready(status: &serde_json::Value) -> bool {
     status["ready"] == true && !list("vteps").is_empty() && resolved && !errors
 }
 
-/// The daemon's program, built with the profile that this code was built with.
-fn tieline() -> &'static Path {
+/// The daemon's program: the one that the environment variable `TIELINE` names,
+/// else it is built with the profile that this code was built with.
+pub fn tieline() -> &'static Path {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     PROGRAM.get_or_init(|| {
+        if let Some(path) = std::env::var_os("TIELINE") {
+            return path.into();
+        }
         // target/PROFILE/deps/TEST-HASH
         let test = std::env::current_exe().expect("the test's own path");
         let directory = test.parent().and_then(Path::parent).expect("the target directory");

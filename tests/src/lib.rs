@@ -1,4 +1,5 @@
 //! Tieline's end-to-end test harness.
 #![forbid(unsafe_code)]
+pub mod guest;
 pub mod joined;
 pub mod oracle;

@@ -4,8 +4,11 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use tieline_lab::{Outcome, Pod, TcpServer, UdpServer, bulk, connect, ping, udp_echo};
-use tieline_tests::joined::{Joined, Outer, PATIENCE, Setup};
+use etherparse::{LinkSlice, NetSlice, SlicedPacket, TransportSlice};
+use tieline_lab::{
+    Capture, CapturedFrame, Outcome, Pod, TcpServer, UdpServer, bulk, connect, ping, udp_echo,
+};
+use tieline_tests::joined::{Joined, Outer, PATIENCE, Setup, mac, underlay_address};
 
 const PORT: u16 = 5001;
 
@@ -27,6 +30,14 @@ fn everything_passes(setup: Setup, step: usize) {
     let joined = Joined::new(setup, &["node-a"]);
     let daemon = joined.start("daemon");
     daemon.wait_ready();
+    let status = daemon.status().unwrap();
+    let (mode, gateway) = (&status["underlay"][0]["mode"], &status["gateway"]["mode"]);
+    let expected = match setup.mode {
+        "packet" => "packet socket",
+        "generic" => "AF_XDP generic",
+        _ => "AF_XDP native copy",
+    };
+    assert_eq!((mode, gateway), (&expected.into(), &expected.into()), "{setup:?}");
     let pods = [&joined.client().netns, &joined.server().netns];
     let _tcp = pods.map(|pod| TcpServer::start(pod, PORT).unwrap());
     let _udp = pods.map(|pod| UdpServer::start(pod, PORT).unwrap());
@@ -74,6 +85,13 @@ fn with_another_network_identifier_and_port() {
     everything_passes(Setup { vni: 0xff_fffe, port: 4790, ..Setup::new(Outer::V6) }, 97);
 }
 
+#[test]
+fn by_every_kind_of_port() {
+    for mode in ["native-copy", "generic", "packet"] {
+        everything_passes(Setup { mode, ..Setup::new(Outer::Both) }, 97);
+    }
+}
+
 /// Packets that are too big for the tunnel are answered by our kernel, so that
 /// pods with a larger MTU find the right one.
 #[test]
@@ -93,4 +111,101 @@ fn pods_learn_a_smaller_mtu() {
             assert!(moved.bytes > 1 << 20, "{moved:?} to {to}");
         }
     }
+}
+
+/// What we put on the wire, read by a parser that is not ours.
+#[test]
+fn frames_on_the_underlay_are_as_the_standards_say() {
+    let joined = Joined::new(Setup::new(Outer::Both), &["node-a"]);
+    let daemon = joined.start("daemon");
+    daemon.wait_ready();
+    let _server = TcpServer::start(&joined.server().netns, PORT).unwrap();
+    let port = &joined.our_node().underlay.port;
+    for (v6, to) in [false, true].into_iter().zip(joined.server().addresses()) {
+        let capture = Capture::start(joined.underlay.router(), port).unwrap();
+        let peer = SocketAddr::new(to, PORT);
+        let outcome = connect(&joined.client().netns, peer, PATIENCE).unwrap();
+        assert_eq!(outcome, Outcome::Connected);
+        // A handshake, a request, and the end of both.
+        let ours = |frame: &CapturedFrame| !frame.outgoing && is_vxlan(&frame.bytes, 4789);
+        for frame in capture.wait(5, PATIENCE, ours).unwrap() {
+            check_frame(&joined, &frame.bytes, v6);
+        }
+    }
+}
+
+fn is_vxlan(frame: &[u8], port: u16) -> bool {
+    let packet = SlicedPacket::from_ethernet(frame).unwrap();
+    matches!(packet.transport, Some(TransportSlice::Udp(udp)) if udp.destination_port() == port)
+}
+
+fn check_frame(joined: &Joined, frame: &[u8], v6: bool) {
+    let outer = SlicedPacket::from_ethernet(frame).unwrap();
+    let (source, destination, hops) = addresses(outer.net.as_ref().unwrap());
+    assert_eq!(source, underlay_address(joined.our_node(), v6));
+    assert_eq!(destination, underlay_address(joined.their_node(), v6));
+    assert!(hops >= 64, "{hops}");
+    if let Some(NetSlice::Ipv4(ip)) = &outer.net {
+        let header = ip.header().to_header();
+        assert_eq!(header.header_checksum, header.calc_header_checksum());
+    }
+    let Some(TransportSlice::Udp(udp)) = &outer.transport else { panic!("{outer:?}") };
+    // RFC 7348 section 5: the port range, and no checksum over IPv4; RFC 8200
+    // section 8.1 wants one over IPv6.
+    assert!(udp.source_port() >= 49152, "{}", udp.source_port());
+    assert_eq!(udp.checksum() == 0, !v6);
+    assert!(!v6 || is_complete(outer.net.as_ref().unwrap()));
+    let (vxlan, inner) = udp.payload().split_at(8);
+    assert_eq!(vxlan, [0x08, 0, 0, 0, 0, 0x10, 0, 0]);
+
+    let inner = SlicedPacket::from_ethernet(inner).unwrap();
+    let Some(LinkSlice::Ethernet2(ethernet)) = &inner.link else { panic!("{inner:?}") };
+    assert_eq!(colons(ethernet.source()), mac(&joined.our_node().name, v6));
+    assert_eq!(colons(ethernet.destination()), mac(&joined.their_node().name, v6));
+    let (source, destination, hops) = addresses(inner.net.as_ref().unwrap());
+    assert_eq!(source, joined.client().addresses()[usize::from(v6)]);
+    assert_eq!(destination, joined.server().addresses()[usize::from(v6)]);
+    // The pod sends 64; our kernel is the only router so far.
+    assert_eq!(hops, 63);
+    assert!(matches!(inner.transport, Some(TransportSlice::Tcp(_))));
+    assert!(is_complete(inner.net.as_ref().unwrap()), "unfinished inner checksum");
+}
+
+fn addresses(net: &NetSlice<'_>) -> (IpAddr, IpAddr, u8) {
+    match net {
+        NetSlice::Ipv4(ip) => {
+            let header = ip.header();
+            (header.source_addr().into(), header.destination_addr().into(), header.ttl())
+        }
+        NetSlice::Ipv6(ip) => {
+            let header = ip.header();
+            (header.source_addr().into(), header.destination_addr().into(), header.hop_limit())
+        }
+        NetSlice::Arp(_) => panic!("ARP in a tunnel"),
+    }
+}
+
+/// Whether the checksum of TCP or UDP is right (RFC 1071, with the pseudo
+/// headers of RFC 9293 section 3.1 and RFC 8200 section 8.1).
+fn is_complete(net: &NetSlice<'_>) -> bool {
+    let payload = net.ip_payload_ref().unwrap();
+    let mut bytes = Vec::new();
+    let (source, destination, _) = addresses(net);
+    for address in [source, destination] {
+        match address {
+            IpAddr::V4(ip) => bytes.extend(ip.octets()),
+            IpAddr::V6(ip) => bytes.extend(ip.octets()),
+        }
+    }
+    bytes.extend((payload.payload.len() as u32).to_be_bytes());
+    bytes.extend([0, 0, 0, payload.ip_number.0]);
+    bytes.extend(payload.payload);
+    bytes.resize(bytes.len().next_multiple_of(2), 0);
+    let words = bytes.chunks_exact(2).map(|word| u64::from(word[0]) << 8 | u64::from(word[1]));
+    let sum: u64 = words.sum();
+    sum != 0 && sum.is_multiple_of(0xffff)
+}
+
+fn colons(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
 }

@@ -86,15 +86,15 @@ impl World {
         Ok(buffer[..len].to_vec())
     }
 
-    /// Connections from the other cluster's pod to ours, within this time each.
-    fn from_remote(&self, within: Duration) -> [Outcome; 2] {
+    /// Tries to connect from the other cluster's pod to ours, for this long each.
+    fn reach_client(&self, within: Duration) -> [Outcome; 2] {
         let server = &self.joined.server().netns;
         let client = self.joined.client().addresses();
         client.map(|to| connect(server, SocketAddr::new(to, PORT), within).unwrap())
     }
 
     fn assert_joined(&self, when: &str) {
-        let outcome = self.from_remote(PATIENCE);
+        let outcome = self.reach_client(PATIENCE);
         assert_eq!(outcome, [Outcome::Connected, Outcome::Connected], "{when}");
     }
 
@@ -108,7 +108,7 @@ impl World {
                 start.elapsed() < PATIENCE,
                 "the kernel gets none of the tunnel's packets {when}"
             );
-            let outcome = self.from_remote(SHORT);
+            let outcome = self.reach_client(SHORT);
             assert_ne!(outcome[0], Outcome::Connected, "nobody answers {when}");
         }
     }
@@ -211,4 +211,69 @@ fn whatever_happens_to_the_daemon() {
     }
     world.assert_node_works("after the daemon has ended");
     assert_streams("after the daemon has ended");
+}
+
+/// The ground moves under the daemon: devices, addresses, routes.
+#[test]
+fn devices_and_addresses_come_and_go() {
+    let joined = Joined::new(Setup::new(Outer::Both), &["node-a"]);
+    let node = &joined.our_node().netns;
+    let underlay = &joined.our_node().underlay;
+    let _server = TcpServer::start(&joined.client().netns, PORT).unwrap();
+    let daemon = joined.start("daemon");
+    daemon.wait_ready();
+    let wait = |what: &str, done: &dyn Fn() -> bool| {
+        let start = Instant::now();
+        while !done() {
+            assert!(daemon.process.try_wait().unwrap().is_none(), "the daemon ended: {what}");
+            let log = || daemon.process.transcript();
+            assert!(start.elapsed() < PATIENCE, "{what}: {:#?}\n{}", daemon.status(), log());
+        }
+    };
+    let is_joined = || {
+        let server = &joined.server().netns;
+        joined.client().addresses().iter().all(|to| {
+            connect(server, SocketAddr::new(*to, PORT), SHORT).unwrap() == Outcome::Connected
+        })
+    };
+    let complains = |of: &str| {
+        let status = daemon.status().unwrap();
+        let conditions = status["conditions"].as_array().unwrap();
+        conditions.iter().any(|condition| condition["object"] == of)
+    };
+    let addresses = |device: &str| {
+        node.ip([
+            format!("address replace {}/24 dev {device}", underlay.v4),
+            format!("address replace {}/64 dev {device} nodad", underlay.v6),
+            format!("route replace default via {} dev {device}", underlay.gateway_v4),
+            format!("route replace default via {} dev {device}", underlay.gateway_v6),
+        ])
+        .unwrap();
+    };
+    wait("at first", &is_joined);
+
+    node.ip(["link set eth0 name uplink"]).unwrap();
+    wait("the underlay device has another name", &is_joined);
+
+    node.ip(["link set uplink down"]).unwrap();
+    wait("the underlay device is down", &|| !is_joined());
+    node.ip(["link set uplink up"]).unwrap();
+    addresses("uplink");
+    wait("the underlay device is up again", &is_joined);
+
+    node.ip([format!("address del {}/24 dev uplink", underlay.v4)]).unwrap();
+    let missing = format!("underlay address {}", underlay.v4);
+    wait("an underlay address is missing", &|| complains(&missing));
+    addresses("uplink");
+    wait("the underlay address is there again", &is_joined);
+
+    node.ip(["link del tieline0"]).unwrap();
+    wait("someone has removed the gateway", &is_joined);
+    node.ip(["route flush proto 133"]).unwrap();
+    wait("someone has removed the routes", &is_joined);
+
+    daemon.wait_ready();
+    daemon.process.signal(Signal::Term).unwrap();
+    let status = daemon.process.wait(PATIENCE).unwrap();
+    assert!(status.success(), "{status}\n{}", daemon.process.transcript());
 }

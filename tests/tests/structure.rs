@@ -40,6 +40,7 @@ const NOT_IN_DATAPLANE: [&str; 7] =
 const UNSAFE: &str = "tieline-xsk";
 
 /// Lines of a file: beyond the first it is named, beyond the second refused.
+/// Tables of test cases are as long as there are cases: `tests.rs` is only named.
 const LONG: usize = 500;
 const TOO_LONG: usize = 700;
 
@@ -212,7 +213,7 @@ fn no_file_is_too_long() {
         if lines > LONG {
             println!("{lines:5} lines: {}", path.display());
         }
-        if lines > TOO_LONG {
+        if lines > TOO_LONG && !path.ends_with("tests.rs") {
             refused.push(format!("{} has {lines} lines", path.display()));
         }
     }

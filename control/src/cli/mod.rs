@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand, ValueEnum};
 
 mod check;
+mod demo;
 mod explain;
 mod offline;
 mod replay;
@@ -29,6 +30,8 @@ pub struct Cli {
 enum Command {
     /// Run the node daemon
     Run(run::RunArgs),
+    /// Build two small clusters on this machine, join them, and show what passes and what is denied
+    Demo(demo::DemoArgs),
     /// Validate a configuration and the manifests that it names, and test expected verdicts
     Check(check::CheckArgs),
     /// Run captures through the packet path, without any device
@@ -67,6 +70,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let outcome = match cli.command {
         Command::Run(args) => run::main(&args),
+        Command::Demo(args) => demo::main(&args),
         Command::Check(args) => check::main(&args),
         Command::Replay(args) => replay::main(&args),
         Command::Status(args) => status::main(&args),

@@ -47,12 +47,14 @@ pub(super) fn read(config: &Path) -> anyhow::Result<Offline> {
     Ok(Offline { config, derived, conditions })
 }
 
-/// The first world, or why there is none.
+/// The first world in which every cluster has told what it has or that it
+/// can't, or why there is none.
 async fn first(federation: &mut Federation) -> anyhow::Result<Arc<crate::state::World>> {
     loop {
         let looked = tokio::time::timeout(Duration::from_millis(200), federation.changed()).await;
-        if let Ok(world) = looked {
-            return Ok(world);
+        match looked {
+            Ok(world) if federation.settled() => return Ok(world),
+            _ => {}
         }
         if let Some(error) = federation.status().local.error {
             bail!("datastore.path: {error}");

@@ -64,7 +64,9 @@ impl<'a> Reader<'a> {
         match self.get(field) {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
-            Some(other) => Err(self.error(field, format!("is {}; write text", sort(other)))),
+            Some(other) => {
+                Err(self.error(field, format!("is {}; write text, in quotes", sort(other))))
+            }
         }
     }
 

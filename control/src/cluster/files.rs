@@ -32,7 +32,7 @@ pub enum Content {
 #[derive(Clone, Debug)]
 pub struct Loaded {
     cluster: ClusterId,
-    files: BTreeMap<String, File>,
+    files: BTreeMap<String, Arc<File>>,
     view: View,
 }
 
@@ -91,13 +91,13 @@ impl Loaded {
 /// The files as they are now, over what was in force.
 pub fn load(previous: &Loaded, files: Files) -> Loaded {
     let scope = previous.scope();
-    let mut next = Loaded { files: BTreeMap::new(), ..previous.clone() };
+    let (cluster, view) = (previous.cluster.clone(), previous.view.clone());
+    let mut next = Loaded { cluster, files: BTreeMap::new(), view };
     for (path, content) in files {
-        let before = previous.files.get(&path);
-        let file = match (before, content) {
+        let file = match (previous.files.get(&path), content) {
             (Some(file), Content::Unchanged) => file.clone(),
             (Some(file), Content::Bytes(bytes)) if file.hash == Some(hash(&bytes)) => file.clone(),
-            (_, content) => File::new(content, before, scope),
+            (before, content) => Arc::new(File::new(content, before.map(|file| &**file), scope)),
         };
         next.files.insert(path, file);
     }
@@ -234,6 +234,10 @@ impl Loaded {
     /// A broken object that no file holds a good version of has perhaps moved
     /// here from another file, where its last good version was.
     fn recover(&mut self, previous: &Self) {
+        let broken = self.files.values().any(|file| file.problems.iter().any(|p| p.key.is_some()));
+        if !broken {
+            return;
+        }
         let known: BTreeSet<Key> =
             self.files.values().flat_map(|file| file.objects.keys().cloned()).collect();
         for file in self.files.values_mut() {
@@ -247,7 +251,7 @@ impl Loaded {
                 let last = previous.files.values().find_map(|file| file.objects.get(&key));
                 if let Some(entry) = last {
                     let entry = Entry { document, kept: true, ..entry.clone() };
-                    file.objects.insert(key, entry);
+                    Arc::make_mut(file).objects.insert(key, entry);
                 }
             }
         }

@@ -204,12 +204,17 @@ fn wait(woken: &Receiver<Wake>) -> bool {
 struct Watch {
     wakes: Sender<Wake>,
     watcher: Option<RecommendedWatcher>,
-    watched: Option<(u64, u64)>,
+    watched: Option<Identity>,
 }
+
+/// Which directory it is: device, inode and, because inode numbers are used
+/// again, when it was made.
+type Identity = (u64, u64, Option<SystemTime>);
 
 impl Watch {
     fn renew(&mut self, directory: &Path) {
-        let found = fs::metadata(directory).ok().map(|metadata| (metadata.dev(), metadata.ino()));
+        let identity = |m: Metadata| (m.dev(), m.ino(), m.created().ok());
+        let found = fs::metadata(directory).ok().map(identity);
         if found == self.watched && self.watcher.is_some() == found.is_some() {
             return;
         }

@@ -124,11 +124,17 @@ impl Member {
         any
     }
 
-    fn enter(&mut self, state: RemoteState, now: Instant) {
+    fn enter(&mut self, cluster: &ClusterId, state: RemoteState, now: Instant) {
         if self.state != state {
+            tracing::info!(%cluster, from = %self.state, to = %state, "cluster has changed state");
             self.state = state;
             self.since = now;
         }
+    }
+
+    /// Whether it has told all that it can tell for now.
+    fn settled(&self) -> bool {
+        self.feed.is_none() || self.remote.settled()
     }
 }
 
@@ -209,6 +215,12 @@ impl Federation {
         }
     }
 
+    /// Whether every cluster has told its state, or that it can't be read:
+    /// for commands that look once and end.
+    pub fn settled(&self) -> bool {
+        self.local.settled() && self.remotes.values().all(Member::settled)
+    }
+
     /// What the operator should know of clusters and their objects.
     pub fn conditions(&self) -> &[Condition] {
         &self.conditions
@@ -283,7 +295,8 @@ impl Federation {
     /// Brings everything up to date. Returns the world if there is anything new
     /// to tell.
     fn refresh(&mut self, now: Instant) -> Option<Arc<World>> {
-        self.local.enter(self.local.remote.state(StalePolicy::Keep, now), now);
+        let local = self.local.remote.state(StalePolicy::Keep, now);
+        self.local.enter(&ClusterId::Local, local, now);
         self.match_configurations(now);
         let refused = self.refusals();
         let mut changed = false;
@@ -294,7 +307,7 @@ impl Federation {
                 (Ok(_), None) => member.remote.state(self.config.stale, now),
             };
             changed |= member.state != state;
-            member.enter(state, now);
+            member.enter(&ClusterId::Remote(name.clone()), state, now);
             member.counts = match state {
                 RemoteState::ConfigIncomplete | RemoteState::Failed => Counts::Nothing,
                 _ => member.remote.counts(self.config.stale, now),
@@ -399,9 +412,8 @@ impl Federation {
     /// time to become known.
     fn build(&mut self, now: Instant) -> Option<World> {
         let local = self.local.remote.view()?.objects.clone();
-        let settled = |member: &Member| member.feed.is_none() || member.remote.settled();
         let waiting = self.world.is_none() && now < self.started + START;
-        if waiting && !self.remotes.values().all(settled) {
+        if waiting && !self.remotes.values().all(Member::settled) {
             return None;
         }
         let mut remotes = BTreeMap::new();

@@ -125,7 +125,9 @@ fn the_start_waits_for_remotes_but_not_for_long() {
     all.tell("b", SourceEvent::Synced(View::default()), now);
     assert!(all.refresh(now).is_none());
     assert!(all.next_deadline().is_some_and(|at| at <= all.started + START));
+    assert!(!all.settled());
     all.tell("c", SourceEvent::Lost("no".into()), now);
+    assert!(all.settled());
     assert_eq!(all.refresh(now).expect("both have told").remotes.len(), 1);
 
     let mut all = federation(StalePolicy::Keep);
@@ -327,7 +329,7 @@ fn status_tells_all_of_it() {
     assert_eq!(b["origin"], "b");
     assert_eq!(b["overlay"], true);
     assert_eq!(b["objects"], serde_json::json!({"Pod": 1}));
-    assert!(b["lastEventMs"].is_u64() && b["stateForMs"].is_u64(), "{b}");
+    assert!(b["last_event_ms"].is_u64() && b["state_for_ms"].is_u64(), "{b}");
     assert_eq!(status["local"]["state"], "InSync");
     assert_eq!(status["local"]["objects"]["RemoteClusterConfiguration"], 1);
 }

@@ -157,9 +157,9 @@ pub struct Entity {
 pub enum PortMatch {
     /// By number.
     Range(RangeInclusive<u16>),
-    /// By name: the ports of that name of the identities that own the packet's
-    /// destination address, each with its own protocol (and only those of the
-    /// rule's protocol, if it has one).
+    /// By name: the ports of that name of the identities that own the address
+    /// of this end of the packet, each with its own protocol (and only those of
+    /// the rule's protocol, if it has one).
     Named(String),
 }
 

@@ -1,5 +1,7 @@
 //! Structured logs whose level and form follow the configuration.
 
+use std::io::IsTerminal;
+
 use tieline_config::schema::{Format, Log};
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt;
@@ -29,7 +31,8 @@ impl LogControl {
 
 fn layer(config: &Log) -> BoxedLayer {
     let level: LevelFilter = config.level.name().parse().unwrap_or(LevelFilter::INFO);
-    let base = fmt::layer().with_writer(std::io::stderr).with_target(false);
+    let colors = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let base = fmt::layer().with_writer(std::io::stderr).with_target(false).with_ansi(colors);
     match config.format {
         Format::Text => base.with_filter(level).boxed(),
         Format::Json => base.json().with_filter(level).boxed(),

@@ -29,7 +29,7 @@ use tracing::{error, info};
 
 use crate::admin::server::Server;
 use crate::admin::{Asked, Desk, Explained, Request, Response};
-use crate::derive::{Derived, derive};
+use crate::derive::{Derived, Deriver};
 use crate::federation::Federation;
 use crate::link::{Adjacency, Gateway, Netlink, Underlay};
 use crate::publish::Tables;
@@ -92,6 +92,7 @@ struct Daemon {
     tables: Tables,
     flows: Arc<FlowTable>,
     asked: mpsc::Receiver<Asked>,
+    deriver: Deriver,
     /// What the world amounts to; nothing before the local cluster is known.
     derived: Option<Arc<Derived>>,
     underlay: Underlay,
@@ -131,6 +132,7 @@ impl Daemon {
             tables: Tables::default(),
             flows: Arc::new(flows),
             asked,
+            deriver: Deriver::default(),
             derived: None,
             underlay: Underlay::default(),
             gateway: None,
@@ -165,7 +167,7 @@ impl Daemon {
             return;
         }
         let begun = Instant::now();
-        self.derived = Some(Arc::new(derive(world)));
+        self.derived = Some(Arc::new(self.deriver.derive(world)));
         self.publish();
         self.last_change = begun.elapsed();
         self.reconcile().await;

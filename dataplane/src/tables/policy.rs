@@ -5,6 +5,8 @@
 //! reads and two binary searches over port ranges; the number of rules and of
 //! endpoints does not enter.
 
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
@@ -64,7 +66,7 @@ impl Clause {
         let within = |ranges: &Option<Vec<RangeInclusive<u16>>>, port: u16| {
             ranges.as_ref().is_none_or(|ranges| ranges.iter().any(|range| range.contains(&port)))
         };
-        self.protocols[l4.protocol as usize / 64] >> (l4.protocol % 64) & 1 == 1
+        has(&self.protocols, l4.protocol)
             && within(&self.sources, l4.source)
             && within(&self.destinations, l4.destination)
     }
@@ -97,22 +99,22 @@ impl Program {
     /// Compiles rules in their order of precedence; `default` holds where none
     /// matches.
     pub fn new(clauses: &[Clause], default: Outcome) -> Self {
+        // Protocols that the same clauses match share a map. Clauses have few
+        // sets of protocols among them, so these tell protocols apart.
+        let mut masks: Vec<[u64; 4]> = clauses.iter().map(|clause| clause.protocols).collect();
+        masks.sort_unstable();
+        masks.dedup();
         let mut maps: Vec<PortMap> = Vec::new();
-        let mut relevant_of: Vec<Vec<usize>> = Vec::new();
+        let mut of_masks: HashMap<Vec<bool>, u8> = HashMap::new();
         let mut protocols = Box::new([0u8; 256]);
         for protocol in 0..=255u8 {
-            let relevant: Vec<usize> = (0..clauses.len())
-                .filter(|at| {
-                    clauses[*at].protocols[protocol as usize / 64] >> (protocol % 64) & 1 == 1
-                })
-                .collect();
-            let at = relevant_of.iter().position(|other| *other == relevant).unwrap_or_else(|| {
-                maps.push(PortMap::new(relevant.iter().map(|at| &clauses[*at]), default));
-                relevant_of.push(relevant);
-                maps.len() - 1
+            let within = masks.iter().map(|mask| has(mask, protocol)).collect();
+            protocols[protocol as usize] = *of_masks.entry(within).or_insert_with(|| {
+                let relevant = clauses.iter().filter(|clause| has(&clause.protocols, protocol));
+                maps.push(PortMap::new(&relevant.collect::<Vec<_>>(), default));
+                // At most one map per protocol, so the number fits.
+                (maps.len() - 1) as u8
             });
-            // At most one map per protocol, so the number fits.
-            protocols[protocol as usize] = at as u8;
         }
         Self { protocols, maps: maps.into() }
     }
@@ -124,6 +126,10 @@ impl Program {
         let row = &map.rows[last_start(&map.source_starts, l4.source)];
         row.outcomes[last_start(&row.starts, l4.destination)]
     }
+}
+
+fn has(protocols: &[u64; 4], protocol: u8) -> bool {
+    protocols[protocol as usize / 64] >> (protocol % 64) & 1 == 1
 }
 
 /// The last range that starts at or before `port`; the first starts at 0.
@@ -145,15 +151,15 @@ fn cuts<'a>(ranges: impl Iterator<Item = &'a Option<Vec<RangeInclusive<u16>>>>) 
 }
 
 impl PortMap {
-    fn new<'a>(clauses: impl Iterator<Item = &'a Clause> + Clone, default: Outcome) -> Self {
-        let within = |ranges: &Option<Vec<RangeInclusive<u16>>>, port: u16| {
-            ranges.as_ref().is_none_or(|ranges| ranges.iter().any(|range| range.contains(&port)))
-        };
+    fn new(clauses: &[&Clause], default: Outcome) -> Self {
         let mut source_starts = Vec::new();
         let mut rows: Vec<Row> = Vec::new();
-        for source in cuts(clauses.clone().map(|clause| &clause.sources)) {
-            let live = clauses.clone().filter(|clause| within(&clause.sources, source));
-            let row = Row::new(live, default);
+        for source in cuts(clauses.iter().map(|clause| &clause.sources)) {
+            let live = clauses.iter().filter(|clause| match &clause.sources {
+                Some(ranges) => ranges.iter().any(|range| range.contains(&source)),
+                None => true,
+            });
+            let row = Row::new(live.copied(), default);
             if rows.last() != Some(&row) {
                 source_starts.push(source);
                 rows.push(row);
@@ -164,17 +170,34 @@ impl PortMap {
 }
 
 impl Row {
+    /// Walks over the ports once, with the clauses that begin at or before the
+    /// port in a heap, the first on top; thousands of clauses stay affordable.
     fn new<'a>(clauses: impl Iterator<Item = &'a Clause> + Clone, default: Outcome) -> Self {
+        let mut begins: Vec<(u16, Reverse<usize>, u16, Outcome)> = Vec::new();
+        for (at, clause) in clauses.clone().enumerate() {
+            let outcome = clause.outcome;
+            match &clause.destinations {
+                None => begins.push((0, Reverse(at), u16::MAX, outcome)),
+                Some(ranges) => begins.extend(
+                    ranges.iter().map(|range| (*range.start(), Reverse(at), *range.end(), outcome)),
+                ),
+            }
+        }
+        begins.sort_unstable_by_key(|(start, at, ..)| (*start, *at));
+        let mut begins = begins.into_iter().peekable();
+        let mut live = BinaryHeap::new();
         let mut starts = Vec::new();
         let mut outcomes: Vec<Outcome> = Vec::new();
-        for start in cuts(clauses.clone().map(|clause| &clause.destinations)) {
-            let outcome = clauses
-                .clone()
-                .find(|clause| match &clause.destinations {
-                    Some(ranges) => ranges.iter().any(|range| range.contains(&start)),
-                    None => true,
-                })
-                .map_or(default, |clause| clause.outcome);
+        for start in cuts(clauses.map(|clause| &clause.destinations)) {
+            while let Some((_, at, end, outcome)) = begins.next_if(|begin| begin.0 <= start) {
+                live.push((at, end, outcome.allow, outcome.rule));
+            }
+            while live.peek().is_some_and(|(_, end, ..)| *end < start) {
+                live.pop();
+            }
+            let outcome = live
+                .peek()
+                .map_or(default, |(.., allow, rule)| Outcome { allow: *allow, rule: *rule });
             if outcomes.last() != Some(&outcome) {
                 starts.push(start);
                 outcomes.push(outcome);

@@ -50,6 +50,9 @@ pub enum Error {
     /// A name that can't be part of a namespace's or a file's name.
     #[error("name {0:?} may only hold lower-case letters, digits and inner dashes")]
     Name(String),
+    /// More nodes than devices on a segment of devices.
+    #[error("segment {0} has no device left for another node")]
+    Devices(u8),
 }
 
 impl Error {

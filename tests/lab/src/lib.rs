@@ -14,8 +14,8 @@
 //! Promises: whatever a [`Lab`] made is gone when it is dropped, after a panic
 //! and after [`Closer::close`]; what a killed owner left behind is removed by
 //! the next [`Lab::new`]; two labs never share a name; no device, route or
-//! setting of the caller's own namespace is touched. Every call of a traffic
-//! peer is bounded in time and checks the payload. It knows nothing of
+//! setting of the caller's own namespace is touched, but for devices that are
+//! named to [`Underlay::segment_of`]. Every call of a traffic peer is bounded in time and checks the payload. It knows nothing of
 //! Tieline: only of Linux. Start reading at [`Lab`].
 #![forbid(unsafe_code)]
 

@@ -1,5 +1,6 @@
 //! Links between namespaces.
 
+use crate::lab::{OnError, run_ip};
 use crate::{Netns, Result};
 
 /// One end of a link.
@@ -32,6 +33,14 @@ impl<'a> End<'a> {
     fn link_words(&self, mtu: u32) -> String {
         let mac = self.mac.as_ref().map(|mac| format!(" address {mac}")).unwrap_or_default();
         format!("{} mtu {mtu}{mac}", self.device)
+    }
+
+    /// Makes a device of the caller's own namespace this end and brings it up.
+    pub(crate) fn adopt(&self, device: &str, mtu: u32) -> Result<()> {
+        let (netns, name) = (self.netns.name(), &self.device);
+        let lines = [format!("link set {device} netns {netns} name {name} mtu {mtu}")];
+        run_ip(&lines, OnError::Stop, "the caller's namespace")?;
+        self.netns.ip(self.up())
     }
 
     /// Commands that give the end its addresses and bring it up.

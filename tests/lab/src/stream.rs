@@ -44,7 +44,7 @@ pub struct Stall {
 }
 
 impl Stream {
-    /// Connects to a [`TcpServer`], waits for the first echo and goes on in a
+    /// Connects to a [`TcpServer`](crate::TcpServer), waits for the first echo and goes on in a
     /// thread of its own.
     ///
     /// # Errors

@@ -9,9 +9,10 @@
 //! router brS (.1, ::1), one bridge for each segment S
 //! ```
 
+use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::{End, KernelVxlan, Lab, Netns, Result, VxlanPeer, veth};
+use crate::{End, Error, KernelVxlan, Lab, Netns, Result, VxlanPeer, veth};
 
 /// MAC and link-local address of the node's end of every pod link, in every
 /// Calico cluster.
@@ -28,7 +29,16 @@ const BLOCK_LEN: u32 = 64;
 pub struct Underlay {
     router: Netns,
     mtu: u32,
-    hosts: Vec<u8>,
+    segments: Vec<Members>,
+}
+
+/// Who is on a segment.
+#[derive(Debug)]
+struct Members {
+    /// Number of the last host.
+    hosts: u8,
+    /// Devices for the nodes to come; without it each gets a veth to the router.
+    devices: Option<VecDeque<String>>,
 }
 
 /// A segment of an [`Underlay`]: attached nodes reach each other without the
@@ -43,11 +53,14 @@ pub struct Attachment {
     pub v4: Ipv4Addr,
     /// IPv6 address, in a /64.
     pub v6: Ipv6Addr,
-    /// The router's IPv4 address on this segment.
+    /// The router's IPv4 address on this segment; nobody's on a segment of
+    /// devices.
     pub gateway_v4: Ipv4Addr,
-    /// The router's IPv6 address on this segment.
+    /// The router's IPv6 address on this segment; nobody's on a segment of
+    /// devices.
     pub gateway_v6: Ipv6Addr,
-    /// The router's end of the link: where to capture what the node sends.
+    /// The router's end of the link, if there is one: where to capture what the
+    /// node sends.
     pub port: String,
 }
 
@@ -59,7 +72,7 @@ impl Underlay {
     pub fn new(lab: &Lab, mtu: u32) -> Result<Self> {
         let router = lab.netns("router")?;
         forward(&router)?;
-        Ok(Self { router, mtu, hosts: Vec::new() })
+        Ok(Self { router, mtu, segments: Vec::new() })
     }
 
     /// The router's namespace.
@@ -72,7 +85,7 @@ impl Underlay {
     /// # Errors
     /// What `ip` says.
     pub fn segment(&mut self) -> Result<Segment> {
-        let id = self.hosts.len() as u8 + 1;
+        let id = self.segments.len() as u8 + 1;
         let (v4, v6) = addresses(id, 1);
         // Without snooping the first neighbor solicitation gets through.
         self.router.ip([
@@ -81,25 +94,43 @@ impl Underlay {
             format!("address add {v6}/64 dev br{id} nodad"),
             format!("link set br{id} up"),
         ])?;
-        self.hosts.push(1);
+        self.segments.push(Members { hosts: 1, devices: None });
         Ok(Segment(id))
     }
 
+    /// Adds a segment that is there already: each node gets the next of these
+    /// devices of the caller's own namespace, which something out of reach
+    /// joins, such as an emulator or a switch. The router is not on it. When a
+    /// node's namespace ends, the kernel gives its device back.
+    pub fn segment_of(&mut self, devices: impl IntoIterator<Item = String>) -> Segment {
+        let devices = Some(devices.into_iter().collect());
+        self.segments.push(Members { hosts: 1, devices });
+        Segment(self.segments.len() as u8)
+    }
+
     /// Gives a namespace the device `eth0` on a segment, with default routes
-    /// to the router.
+    /// to the router's place.
     ///
     /// # Errors
-    /// What `ip` says.
+    /// What `ip` says; [`Error::Devices`] when the segment has no device left.
     pub fn attach(&mut self, segment: Segment, netns: &Netns) -> Result<Attachment> {
         let Segment(id) = segment;
-        let host = &mut self.hosts[usize::from(id) - 1];
-        *host += 1;
-        let (v4, v6) = addresses(id, *host);
+        let members = &mut self.segments[usize::from(id) - 1];
+        members.hosts += 1;
+        let host = members.hosts;
+        let (v4, v6) = addresses(id, host);
         let (gateway_v4, gateway_v6) = addresses(id, 1);
         let port = format!("port{id}-{host}");
         let end = End::new(netns, "eth0").address(format!("{v4}/24")).address(format!("{v6}/64"));
-        veth(self.mtu, &end, &End::new(&self.router, &port))?;
-        self.router.ip([format!("link set {port} master br{id}")])?;
+        if let Some(devices) = &mut members.devices {
+            let device = devices.pop_front().ok_or(Error::Devices(id))?;
+            end.adopt(&device, self.mtu)?;
+        } else {
+            veth(self.mtu, &end, &End::new(&self.router, &port))?;
+            self.router.ip([format!("link set {port} master br{id}")])?;
+        }
+        // Where there is no router the routes are still needed: without a way
+        // to it, the kernel does not answer ARP for the pods' gateway.
         netns.ip([
             format!("route add default via {gateway_v4} dev eth0"),
             format!("route add default via {gateway_v6} dev eth0"),

@@ -187,7 +187,7 @@ fn derived(policies: PolicySet, mut identities: Vec<Identity>) -> Derived {
     };
     let compiled = compile(&policies, &identities);
     let resolved = resolve(&world);
-    Derived { world: Arc::new(world), resolved, identities, policies, compiled }
+    Derived { world: Arc::new(world), resolved, identities, policies: policies.into(), compiled }
 }
 
 /// One side of an answer against the oracle, and its story against its verdict.

@@ -216,6 +216,25 @@ fn policies_of_remote_clusters_do_not_count() {
 }
 
 #[test]
+fn a_broken_policy_keeps_its_last_good_version() {
+    let policy = |selector: &str| {
+        format!(
+            "apiVersion: projectcalico.org/v3\nkind: GlobalNetworkPolicy\n\
+             metadata: {{name: deny}}\nspec: {{selector: \"{selector}\", types: [Ingress]}}\n"
+        )
+    };
+    let first = load(&empty(), files(&[("a.yaml", &policy("app == 'x'"))]));
+    assert_eq!(told(&first), [""; 0]);
+    assert_eq!(first.view().objects.policy.0.len(), 1);
+    let next = load(&first, files(&[("a.yaml", &policy("app == "))]));
+    assert!(Arc::ptr_eq(&first.view().objects, &next.view().objects));
+    let told = told(&next);
+    assert_eq!(told.len(), 1);
+    assert!(told[0].starts_with("GlobalNetworkPolicy deny: a.yaml document 1: spec.selector: "));
+    assert!(told[0].ends_with("; its last good version stays in force"), "{told:?}");
+}
+
+#[test]
 fn warnings_are_told_and_the_object_counts() {
     let node = "apiVersion: v1\nkind: Node\nmetadata: {name: n, annotations: \
                 {projectcalico.org/IPv4Address: x}}\n";

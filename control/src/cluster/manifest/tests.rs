@@ -79,7 +79,7 @@ fn broken_objects_stand_beside_good_ones() {
             "5 object: kind: is missing; a manifest needs apiVersion and kind",
             "6 v1 Namespace: metadata.name: is missing; set it",
             "7 v1 Namespace: metadata.name: is missing; set it",
-            "8 v1 Namespace: metadata.name: is a number; write text",
+            "8 v1 Namespace: metadata.name: is a number; write text, in quotes",
             "9 v1 Namespace: metadata.labels.x: is a number; write text, in quotes",
             "10 v1 Namespace: metadata.labels: is a list; write a map",
             "11 Namespace c",

@@ -117,7 +117,10 @@ fn broken_pods_name_the_field() {
         error(port(Value::Null), ip()),
         "spec.containers[0].ports[0].containerPort: is missing; set it"
     );
-    assert_eq!(error(json!({"nodeName": 7}), ip()), "spec.nodeName: is a number; write text");
+    assert_eq!(
+        error(json!({"nodeName": 7}), ip()),
+        "spec.nodeName: is a number; write text, in quotes"
+    );
     assert_eq!(
         error(json!({"hostNetwork": "yes"}), ip()),
         "spec.hostNetwork: is text; write true or false"

@@ -1,0 +1,174 @@
+//! What a guest runs: one daemon on the first network card, the kernel's vxlan
+//! device on the second, and traffic between their pods. Prints what it saw as
+//! one JSON object on a line that begins with `GUEST`; whoever started the guest
+//! judges.
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tieline_lab::{Netns, Pod, Signal, TcpServer, bulk, connect};
+use tieline_tests::joined::{Daemon, Joined, Outer, PATIENCE, Setup};
+
+const PORT: u16 = 5001;
+
+/// Packets of one run of the kernel's packet generator.
+const GENERATED: u64 = 2000;
+
+fn main() {
+    let joined = Joined::over(Setup::new(Outer::Both), ["eth0", "eth1"]);
+    let daemon = joined.start("daemon");
+    daemon.wait_ready();
+    let _servers =
+        [joined.client(), joined.server()].map(|pod| TcpServer::start(&pod.netns, PORT).unwrap());
+    let tcp = tcp(&joined, &daemon);
+    let status = settled(&daemon);
+    let generated = [
+        generated(&joined, &daemon, joined.server(), joined.client()),
+        generated(&joined, &daemon, joined.client(), joined.server()),
+    ];
+    lose_packets(&joined.their_node().netns);
+    let lossy = self::tcp(&joined, &daemon);
+    daemon.process.signal(Signal::Term).unwrap();
+    let end = daemon.process.wait(PATIENCE).expect("the daemon's end");
+    let report = json!({
+        "kernel": rustix::system::uname().release().to_string_lossy(),
+        "tcp": tcp,
+        "status": status,
+        "generated": generated,
+        "lossy": lossy,
+        "exit_code": end.code(),
+        "log": daemon.process.transcript(),
+    });
+    println!("GUEST {report}");
+}
+
+/// Connections both ways in both families: what became of each, and how many
+/// bytes a transfer of half a second moved, all compared.
+fn tcp(joined: &Joined, daemon: &Daemon) -> Vec<Value> {
+    let pods: [&Pod; 2] = [joined.client(), joined.server()];
+    let mut seen = Vec::new();
+    for (from, to) in [(pods[0], pods[1]), (pods[1], pods[0])] {
+        for address in to.addresses() {
+            let peer = SocketAddr::new(address, PORT);
+            let outcome = connect(&from.netns, peer, PATIENCE).unwrap();
+            let moved = bulk(&from.netns, peer, Duration::from_millis(500));
+            let moved = moved.unwrap_or_else(|error| {
+                panic!(
+                    "{} to {peer}: {outcome:?}, then {error}\n{:#?}\n{}",
+                    from.name,
+                    daemon.status(),
+                    daemon.process.transcript()
+                )
+            });
+            seen.push(json!({
+                "from": from.name,
+                "to": address,
+                "outcome": format!("{outcome:?}"),
+                "bytes": moved.bytes,
+            }));
+        }
+    }
+    seen
+}
+
+/// The status once nothing moves any more: a packet is counted by the ports and
+/// by the stages, but not at the same moment.
+fn settled(daemon: &Daemon) -> Value {
+    let mut last = Value::Null;
+    let start = Instant::now();
+    loop {
+        let status = daemon.status().expect("a status");
+        let packets = |name: &str| status["counters"][name].clone();
+        let now = json!([packets("encapsulated_packets"), packets("decapsulated_packets")]);
+        if now == last || start.elapsed() > PATIENCE {
+            return status;
+        }
+        last = now;
+        std::thread::sleep(Duration::from_millis(300));
+    }
+}
+
+/// Sends packets with the kernel's generator from one pod to the other and
+/// counts them on the way.
+fn generated(joined: &Joined, daemon: &Daemon, from: &Pod, to: &Pod) -> Value {
+    let their_node = &joined.their_node().netns;
+    let count = || {
+        let status = settled(daemon);
+        let counter = |name: &str| status["counters"][name].as_u64().unwrap();
+        let worker = &status["workers"][0];
+        let dropped = |port: &str| worker[port]["receive_dropped"].as_u64().unwrap();
+        [
+            counter("decapsulated_packets") + dropped("underlay_port"),
+            counter("encapsulated_packets") + dropped("gateway_port"),
+            counter("encapsulated_packets"),
+            received(their_node, "vxlan.calico"),
+        ]
+    };
+    let before = count();
+    let sent = generate(from, to.v4.into());
+    let after = count();
+    let [down, up, encapsulated, arrived] = std::array::from_fn(|at| after[at] - before[at]);
+    json!({
+        "sent": sent,
+        "decapsulated_or_dropped": down,
+        "encapsulated_or_dropped": up,
+        "encapsulated": encapsulated,
+        "arrived": arrived,
+    })
+}
+
+/// Runs pktgen on a pod's device (the kernel's
+/// Documentation/networking/pktgen.rst) and returns how many packets it sent.
+fn generate(from: &Pod, to: IpAddr) -> u64 {
+    let folder = "/proc/thread-self/net/pktgen";
+    let source = from.v4;
+    from.netns
+        .run(|| {
+            let tell = |file: &str, words: &str| {
+                let outcome = fs::write(format!("{folder}/{file}"), format!("{words}\n"));
+                outcome.unwrap_or_else(|error| panic!("pktgen: {file}: {words}: {error}"));
+            };
+            tell("kpktgend_0", "rem_device_all");
+            tell("kpktgend_0", "add_device eth0");
+            for words in [
+                &format!("count {GENERATED}"),
+                "pkt_size 200",
+                // Nanoseconds: 5,000 packets a second.
+                "delay 200000",
+                "dst_mac ee:ee:ee:ee:ee:ee",
+                &format!("dst {to}"),
+                &format!("src_min {source}"),
+                &format!("src_max {source}"),
+            ] {
+                tell("eth0", words);
+            }
+            // Returns when all are sent.
+            tell("pgctrl", "start");
+            let result = fs::read_to_string(format!("{folder}/eth0")).unwrap();
+            let sent = result
+                .split_once("pkts-sofar: ")
+                .and_then(|(_, rest)| rest.split_whitespace().next()?.parse().ok());
+            sent.unwrap_or_else(|| panic!("pktgen says: {result}"))
+        })
+        .unwrap()
+}
+
+/// Packets that a device has received (/proc/net/dev).
+fn received(netns: &Netns, device: &str) -> u64 {
+    let table = netns.run(|| fs::read_to_string("/proc/thread-self/net/dev")).unwrap().unwrap();
+    let line = table.lines().find_map(|line| line.trim().strip_prefix(device)?.strip_prefix(':'));
+    let packets = line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok());
+    packets.unwrap_or_else(|| panic!("no {device} in {table}"))
+}
+
+/// Makes a node lose, delay and reorder some of what it sends.
+fn lose_packets(netns: &Netns) {
+    let mut command = Command::new("tc");
+    command.args("qdisc add dev eth0 root netem loss 2% delay 2ms 1ms".split(' '));
+    let output = netns.output("tc", command, PATIENCE).unwrap();
+    assert!(output.status.success(), "tc: {}", String::from_utf8_lossy(&output.stderr));
+}
