@@ -127,7 +127,9 @@ impl FlowTable {
     pub fn with_hasher(capacity: usize, timeouts: Timeouts, hasher: FlowHasher) -> Self {
         let capacity = capacity.max(1).next_power_of_two();
         // The windows of the last lines reach beyond the power of two.
-        let lines = std::iter::repeat_with(Line::new).take(capacity + WINDOW - 1).collect();
+        let lines: Box<[Line]> =
+            std::iter::repeat_with(Line::new).take(capacity + WINDOW - 1).collect();
+        crate::hint::prefer_huge_pages(&lines);
         Self { lines, mask: capacity - 1, hasher, timeouts }
     }
 
