@@ -19,6 +19,14 @@ pub fn prefetch_bytes(bytes: &[u8]) {
     let _ = bytes;
 }
 
+/// Asks the kernel to keep the memory of `values` on huge pages.
+pub fn prefer_huge_pages<T>(values: &[T]) {
+    #[cfg(feature = "xsk")]
+    tieline_xsk::hint::prefer_huge_pages(values);
+    #[cfg(not(feature = "xsk"))]
+    let _ = values;
+}
+
 /// The CPU's cycle counter, which runs at a constant rate.
 #[inline]
 pub fn cycles() -> u64 {

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! [`Worker::poll`] is one round of that. Every frame that a port hands in
-//! leaves [`dispatch`] with an owner: the queue of the other port, or the
+//! leaves `dispatch` with an owner: the queue of the other port, or the
 //! memory's free list.
 
 use std::os::fd::RawFd;

@@ -121,7 +121,7 @@ mod tests {
 
     #[test]
     fn medians_and_spreads() {
-        assert_eq!(median_and_spread(&[3.0, 1.0, 2.0]), (2.0, 0.5));
+        assert_eq!(median_and_spread(&[5.0, 1.0, 4.0, 2.0, 3.0]), (3.0, 1.0 / 3.0));
         assert_eq!(median_and_spread(&[5.0; 7]), (5.0, 0.0));
         assert!(median_and_spread(&[]).0.is_nan());
     }

@@ -5,12 +5,6 @@
 //! different workers. A flow takes one cache line of plain atomics, without
 //! pointers; a lookup reads that line and never locks.
 //!
-//! An entry is written under a sequence number: odd while a writer is at it.
-//! Readers copy the words and take them only if the number was even and the
-//! same before and after; otherwise they treat the line as no match, and the
-//! packet is judged by policy instead, which costs time but never correctness.
-//! A writer that finds a line being written goes on to the next.
-//!
 //! A flow may stand in any of the [`WINDOW`] lines that follow from its hash.
 //! In a half-full table nine in ten stand in the first two of them, which are
 //! fetched ahead. When all of them hold live flows, the one that was idle longest among those
@@ -21,15 +15,17 @@
 //! Ageing needs no timer: a line whose flow has been idle for longer than its
 //! kind allows counts as free.
 
-use crate::sync::{AtomicU64, Ordering, fence};
-use crate::tables::{RuleId, VtepId};
+use crate::sync::Ordering;
 use crate::wire::{protocol, tcp};
 
 mod hash;
 mod key;
+mod line;
 
 pub use hash::FlowHasher;
 pub use key::{FlowKey, FlowTuple};
+pub use line::FlowState;
+use line::{FIN_INITIATOR, FIN_RESPONDER, FRAGMENT, Line, REPLIED, RESET, Words, closing};
 
 /// Lines that one flow may stand in.
 pub const WINDOW: usize = 16;
@@ -96,226 +92,6 @@ impl Default for Timeouts {
     }
 }
 
-/// What is remembered of a flow besides its name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FlowState {
-    /// Whether its packets may pass.
-    pub allow: bool,
-    /// Whether the low end began it.
-    pub from_low: bool,
-    /// Whether the low end is the one on this node.
-    pub low_is_local: bool,
-    /// Whether the other end has answered.
-    pub replied: bool,
-    /// TCP: the end that began has sent FIN.
-    pub fin_initiator: bool,
-    /// TCP: the other end has sent FIN.
-    pub fin_responder: bool,
-    /// TCP: either end has sent RST.
-    pub reset: bool,
-    /// The VTEP of the remote end.
-    pub vtep: VtepId,
-    /// What decided.
-    pub rule: RuleId,
-    /// Low 32 bits of the generation of the tables that it was judged by.
-    pub generation: u32,
-}
-
-const ALLOW: u64 = 1 << 32;
-const FROM_LOW: u64 = 1 << 33;
-const LOW_IS_LOCAL: u64 = 1 << 34;
-const REPLIED: u64 = 1 << 35;
-const FIN_INITIATOR: u64 = 1 << 36;
-const FIN_RESPONDER: u64 = 1 << 37;
-const RESET: u64 = 1 << 38;
-const FRAGMENT: u64 = 1 << 39;
-
-/// Whether the bits say that the connection is over.
-const fn closing(bits: u64) -> bool {
-    const BOTH: u64 = FIN_INITIATOR | FIN_RESPONDER;
-    bits & RESET != 0 || bits & BOTH == BOTH
-}
-
-impl FlowState {
-    /// Whether the connection is over.
-    pub const fn closing(&self) -> bool {
-        self.reset || self.fin_initiator && self.fin_responder
-    }
-
-    fn bits(&self, fragment: bool) -> u64 {
-        let flag = |set: bool, bit: u64| if set { bit } else { 0 };
-        u64::from(self.vtep.0)
-            | flag(self.allow, ALLOW)
-            | flag(self.from_low, FROM_LOW)
-            | flag(self.low_is_local, LOW_IS_LOCAL)
-            | flag(self.replied, REPLIED)
-            | flag(self.fin_initiator, FIN_INITIATOR)
-            | flag(self.fin_responder, FIN_RESPONDER)
-            | flag(self.reset, RESET)
-            | flag(fragment, FRAGMENT)
-    }
-
-    fn from_bits(bits: u64, rule: RuleId, generation: u32) -> Self {
-        Self {
-            allow: bits & ALLOW != 0,
-            from_low: bits & FROM_LOW != 0,
-            low_is_local: bits & LOW_IS_LOCAL != 0,
-            replied: bits & REPLIED != 0,
-            fin_initiator: bits & FIN_INITIATOR != 0,
-            fin_responder: bits & FIN_RESPONDER != 0,
-            reset: bits & RESET != 0,
-            vtep: VtepId(bits as u32),
-            rule,
-            generation,
-        }
-    }
-}
-
-/// One flow: a cache line of atomics.
-#[repr(align(64))]
-struct Line {
-    /// Sequence number: 0 never used, odd being written. Upper half: rule.
-    sequence: AtomicU64,
-    /// Low end, high end: upper half, lower half of each.
-    ends: [AtomicU64; 4],
-    tuple: AtomicU64,
-    state: AtomicU64,
-    /// Upper half: generation; lower half: tick when last seen.
-    seen: AtomicU64,
-}
-
-impl Line {
-    fn new() -> Self {
-        let zero = || AtomicU64::new(0);
-        Self {
-            sequence: zero(),
-            ends: [zero(), zero(), zero(), zero()],
-            tuple: zero(),
-            state: zero(),
-            seen: zero(),
-        }
-    }
-
-    /// The line's words, if nobody was writing them.
-    #[inline(always)]
-    fn read(&self) -> Option<Words> {
-        let sequence = self.sequence.load(Ordering::Acquire);
-        if sequence & 1 == 1 {
-            return None;
-        }
-        let word = |at: &AtomicU64| at.load(Ordering::Relaxed);
-        let words = Words {
-            sequence,
-            ends: [
-                word(&self.ends[0]),
-                word(&self.ends[1]),
-                word(&self.ends[2]),
-                word(&self.ends[3]),
-            ],
-            tuple: word(&self.tuple),
-            state: word(&self.state),
-            seen: word(&self.seen),
-        };
-        fence(Ordering::Acquire);
-        (self.sequence.load(Ordering::Relaxed) == sequence).then_some(words)
-    }
-
-    /// Becomes the line's only writer, if it still is as it was read.
-    fn lock(&self, words: &Words) -> bool {
-        let odd = words.sequence | 1;
-        let won = self
-            .sequence
-            .compare_exchange(words.sequence, odd, Ordering::Acquire, Ordering::Relaxed)
-            .is_ok();
-        // The words below must not be seen to change before the number is odd.
-        fence(Ordering::Release);
-        won
-    }
-
-    /// Writes the words and lets readers at them again.
-    fn unlock(&self, words: &Words) {
-        let store = |at: &AtomicU64, value| at.store(value, Ordering::Relaxed);
-        for (at, end) in self.ends.iter().zip(words.ends) {
-            store(at, end);
-        }
-        store(&self.tuple, words.tuple);
-        store(&self.state, words.state);
-        store(&self.seen, words.seen);
-        let number = (words.sequence as u32 & !1).wrapping_add(2);
-        // 0 is kept for lines that were never used.
-        let number = if number == 0 { 2 } else { number };
-        let sequence = words.sequence & !0xffff_ffff | u64::from(number);
-        self.sequence.store(sequence, Ordering::Release);
-    }
-}
-
-/// A copy of a line's words.
-#[derive(Clone, Copy)]
-struct Words {
-    sequence: u64,
-    ends: [u64; 4],
-    tuple: u64,
-    state: u64,
-    seen: u64,
-}
-
-impl Words {
-    fn new(key: &FlowKey, state: &FlowState, now: Tick, sequence: u64) -> Self {
-        let (low, high) = (key.low.bits(), key.high.bits());
-        Self {
-            sequence: u64::from(state.rule.0) << 32 | sequence & 0xffff_ffff,
-            ends: [(low >> 64) as u64, low as u64, (high >> 64) as u64, high as u64],
-            tuple: key.tuple,
-            state: state.bits(key.fragment),
-            seen: u64::from(state.generation) << 32 | u64::from(now.0),
-        }
-    }
-
-    #[inline]
-    fn is(&self, key: &FlowKey) -> bool {
-        let (low, high) = (key.low.bits(), key.high.bits());
-        let [a, b, c, d] = self.ends;
-        // Word by word and without branches: compared as arrays, the words
-        // would be stored and loaded again at another width.
-        let ends = (a ^ (low >> 64) as u64)
-            | (b ^ low as u64)
-            | (c ^ (high >> 64) as u64)
-            | (d ^ high as u64);
-        let rest = (self.tuple ^ key.tuple)
-            | (u64::from(self.state & FRAGMENT != 0) ^ u64::from(key.fragment));
-        ends | rest == 0
-    }
-
-    fn protocol(&self) -> u8 {
-        (self.tuple >> 24) as u8
-    }
-
-    fn never_used(&self) -> bool {
-        self.sequence as u32 == 0
-    }
-
-    fn last_seen(&self) -> Tick {
-        Tick(self.seen as u32)
-    }
-
-    fn flow(&self) -> FlowState {
-        let rule = RuleId((self.sequence >> 32) as u32);
-        FlowState::from_bits(self.state, rule, (self.seen >> 32) as u32)
-    }
-
-    fn key(&self) -> FlowKey {
-        let addr = |high: u64, low: u64| {
-            crate::addr::Addr::from_bits(u128::from(high) << 64 | u128::from(low))
-        };
-        FlowKey {
-            low: addr(self.ends[0], self.ends[1]),
-            high: addr(self.ends[2], self.ends[3]),
-            tuple: self.tuple,
-            fragment: self.state & FRAGMENT != 0,
-        }
-    }
-}
-
 /// No line can take the new flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no place is left for a new flow")]
@@ -351,7 +127,9 @@ impl FlowTable {
     pub fn with_hasher(capacity: usize, timeouts: Timeouts, hasher: FlowHasher) -> Self {
         let capacity = capacity.max(1).next_power_of_two();
         // The windows of the last lines reach beyond the power of two.
-        let lines = std::iter::repeat_with(Line::new).take(capacity + WINDOW - 1).collect();
+        let lines: Box<[Line]> =
+            std::iter::repeat_with(Line::new).take(capacity + WINDOW - 1).collect();
+        crate::hint::prefer_huge_pages(&lines);
         Self { lines, mask: capacity - 1, hasher, timeouts }
     }
 
@@ -388,7 +166,7 @@ impl FlowTable {
     pub fn find(&self, tuple: &FlowTuple, now: Tick) -> Option<Found> {
         let home = self.home(tuple.hash);
         for (at, line) in self.lines[home..home + WINDOW].iter().enumerate() {
-            let Some(words) = line.read() else { continue };
+            let Some(words) = line.read_patiently() else { continue };
             if words.is(&tuple.key) {
                 if self.expired(&words, now) {
                     return None;

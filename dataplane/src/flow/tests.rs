@@ -1,5 +1,6 @@
 use super::*;
 use crate::addr::Addr;
+use crate::tables::{RuleId, VtepId};
 
 fn state(vtep: u32) -> FlowState {
     FlowState {

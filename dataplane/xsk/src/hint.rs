@@ -33,6 +33,30 @@ pub(crate) fn prefetch_address(address: *const u8) {
     let _ = address;
 }
 
+/// Bytes of a huge page on x86-64 and most others.
+const HUGE_PAGE: usize = 2 << 20;
+
+/// `MADV_COLLAPSE` (linux/mman.h, 6.1): put what is there on huge pages now.
+const MADV_COLLAPSE: libc::c_int = 25;
+
+/// Asks the kernel to keep the memory of `values` on huge pages, as far as whole
+/// ones fit. Large tables that are read at random places spend less time on
+/// address translation then. Whether the kernel follows changes nothing else.
+pub fn prefer_huge_pages<T>(values: &[T]) {
+    let begin = values.as_ptr().addr();
+    let start = begin.next_multiple_of(HUGE_PAGE);
+    let end = (begin + size_of_val(values)) / HUGE_PAGE * HUGE_PAGE;
+    if start >= end {
+        return;
+    }
+    let memory = values.as_ptr().cast::<u8>().wrapping_add(start - begin).cast_mut();
+    for advice in [libc::MADV_HUGEPAGE, MADV_COLLAPSE] {
+        // SAFETY: the range lies within `values`; neither advice changes a byte
+        // or takes a page away, they only say what pages the bytes are kept on.
+        unsafe { libc::madvise(memory.cast(), end - start, advice) };
+    }
+}
+
 /// A clock to measure short stretches of code with: the time-stamp counter on
 /// x86-64, the monotonic clock in nanoseconds elsewhere. Instructions before
 /// the call are not counted, those after it are.
@@ -65,6 +89,15 @@ pub fn monotonic_ns() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn advice_about_pages_changes_no_byte() {
+        let values: Vec<u64> = (0..1 << 20).collect();
+        prefer_huge_pages(&values);
+        prefer_huge_pages(&values[..1]);
+        prefer_huge_pages::<u64>(&[]);
+        assert!(values.iter().zip(0..).all(|(value, expected)| *value == expected));
+    }
 
     #[test]
     fn the_clock_goes_on() {

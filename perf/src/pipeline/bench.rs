@@ -61,22 +61,28 @@ impl Clock {
     }
 }
 
-/// Whether large memory is on large pages, as the kernel says.
-pub(crate) fn pages() -> String {
+/// Memory of the process, in KiB.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct MemoryUse {
+    all: u64,
+    on_huge_pages: u64,
+}
+
+/// How much memory the process has now, as the kernel says; zero where it does
+/// not.
+pub(crate) fn pages() -> MemoryUse {
     let rollup = std::fs::read_to_string("/proc/self/smaps_rollup").unwrap_or_default();
     let kib = |name: &str| {
-        let line = rollup.lines().find(|line| line.starts_with(name))?;
-        line.split_whitespace().nth(1)?.parse::<u64>().ok()
+        let line = rollup.lines().find(|line| line.starts_with(name));
+        line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok()).unwrap_or(0)
     };
-    match (kib("AnonHugePages:"), kib("Rss:")) {
-        (Some(huge), Some(all)) => {
-            format!(
-                "memory at the end: {} MiB, of which {} MiB on huge pages",
-                all >> 10,
-                huge >> 10
-            )
-        }
-        _ => "the kernel does not tell the size of pages".to_owned(),
+    MemoryUse { all: kib("Rss:"), on_huge_pages: kib("AnonHugePages:") }
+}
+
+impl std::fmt::Display for MemoryUse {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (all, huge) = (self.all >> 10, self.on_huge_pages >> 10);
+        write!(f, "at most {all} MiB of memory, {huge} MiB of it on huge pages")
     }
 }
 

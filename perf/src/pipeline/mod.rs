@@ -5,9 +5,10 @@
 //! How a batch is measured is told in [`mod@bench`], what is in the tables in
 //! [`world`], and what nobody can do without in [`floor`].
 
+use std::os::unix::process::CommandExt;
 use std::process::ExitCode;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use tieline_dataplane::flow::{FlowTable, Timeouts};
 use tieline_dataplane::publish::Publisher;
 
@@ -39,12 +40,40 @@ pub(crate) struct Options {
     /// Packets per batch.
     #[arg(long, default_value_t = 256)]
     batch: usize,
+    /// The pages that large memory lies on.
+    #[arg(long, value_enum, default_value_t = Pages::Huge)]
+    pages: Pages,
     /// The CPU to run on.
     #[arg(long)]
     cpu: Option<usize>,
     /// How to print the result.
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
     output: Output,
+}
+
+/// Pages that memory lies on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Pages {
+    /// 2 MiB, where the kernel has them.
+    Huge,
+    /// What the allocator gets by itself.
+    Small,
+}
+
+/// The C library's setting by which it asks for huge pages; read when a process
+/// starts.
+const TUNABLES: (&str, &str) = ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1");
+
+/// Starts this program anew with huge pages, unless that has been done. Returns
+/// only where it can't.
+fn restart_on_huge_pages() {
+    let set = std::env::var_os(TUNABLES.0).is_some_and(|value| value == TUNABLES.1);
+    let Ok(program) = std::env::current_exe() else { return };
+    if !set {
+        let mut command = std::process::Command::new(program);
+        let error = command.args(std::env::args_os().skip(1)).env(TUNABLES.0, TUNABLES.1).exec();
+        eprintln!("can't ask for huge pages: {error}");
+    }
 }
 
 const FEW: usize = 64;
@@ -145,6 +174,9 @@ fn cases() -> Vec<Case> {
 
 /// Runs the verb.
 pub(crate) fn run(options: &Options) -> ExitCode {
+    if options.pages == Pages::Huge {
+        restart_on_huge_pages();
+    }
     if let Some(cpu) = options.cpu
         && !core_affinity::set_for_current(core_affinity::CoreId { id: cpu })
     {
@@ -155,7 +187,7 @@ pub(crate) fn run(options: &Options) -> ExitCode {
     }
     let clock = Clock::calibrate();
     let mut rows: Vec<Row> = Vec::new();
-    let mut left_out = 0;
+    let (mut left_out, mut most_pages) = (0, bench::pages());
     for case in cases() {
         if case.work != Work::Floor && !case.name.contains(&options.case) {
             continue;
@@ -163,7 +195,8 @@ pub(crate) fn run(options: &Options) -> ExitCode {
         if options.flows.is_some_and(|flows| flows != case.flows) {
             continue;
         }
-        let runs = measure(&case, options, &clock);
+        let (runs, pages) = measure(&case, options, &clock);
+        most_pages = most_pages.max(pages);
         left_out += runs.iter().map(|figures| figures.left_out).sum::<usize>();
         let row = row(&case, &runs, &rows, &clock);
         if options.output == Output::Text {
@@ -175,7 +208,7 @@ pub(crate) fn run(options: &Options) -> ExitCode {
         Output::Text => {
             print!("{}", table(&rows));
             println!("{}", clock.describe());
-            println!("{}", bench::pages());
+            println!("{most_pages}");
             println!(
                 "batches of {}; {left_out} batches during which the CPU was taken away are left out",
                 options.batch
@@ -193,8 +226,8 @@ pub(crate) fn run(options: &Options) -> ExitCode {
     ExitCode::from(u8::from(missed))
 }
 
-/// The case's runs.
-fn measure(case: &Case, options: &Options, clock: &Clock) -> Vec<Figures> {
+/// The case's runs, and the memory during them.
+fn measure(case: &Case, options: &Options, clock: &Clock) -> (Vec<Figures>, bench::MemoryUse) {
     let world = World::new(ENDPOINTS, case.rules, case.v6);
     let direction = match case.work {
         Work::Hit(direction) => direction,
@@ -203,6 +236,7 @@ fn measure(case: &Case, options: &Options, clock: &Clock) -> Vec<Figures> {
     let mut bench = Bench::new(&world, direction, case.flows, options.batch, clock);
     let runs = options.runs.max(1);
     let table = || FlowTable::new(case.flows * 2, Timeouts::default());
+    let mut pages = bench::pages();
     let figures = match case.work {
         Work::Floor => {
             let mut floor = floor::Floor::new(case.flows * 2);
@@ -219,7 +253,9 @@ fn measure(case: &Case, options: &Options, clock: &Clock) -> Vec<Figures> {
         Work::Hit(_) => {
             let flows = table();
             bench.warm(&flows);
-            (0..runs).map(|_| bench.packets(options.packets, &flows)).collect()
+            let figures = (0..runs).map(|_| bench.packets(options.packets, &flows)).collect();
+            pages = bench::pages();
+            figures
         }
         Work::Churn => {
             let flows = table();
@@ -230,7 +266,7 @@ fn measure(case: &Case, options: &Options, clock: &Clock) -> Vec<Figures> {
     };
     // A drop is cheap: figures with drops in them would flatter.
     assert!(case.work == Work::Floor || bench.dropped == 0, "{}: packets were dropped", case.name);
-    figures
+    (figures, pages)
 }
 
 fn row(case: &Case, runs: &[Figures], before: &[Row], clock: &Clock) -> Row {

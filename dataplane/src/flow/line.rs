@@ -1,0 +1,249 @@
+//! One line of the flow table.
+//!
+//! An entry is written under a sequence number: odd while a writer is at it.
+//! Readers copy the words and take them only if the number was even and the
+//! same before and after. A reader that looks for a flow waits a moment for a
+//! writer; a line that stays odd is no match, and the packet is judged by
+//! policy. A writer that finds a line being written goes on to the next.
+
+use super::{FlowKey, Tick};
+use crate::addr::Addr;
+use crate::sync::{AtomicU64, Ordering, fence};
+use crate::tables::{RuleId, VtepId};
+
+/// Times that a reader looks again at a line that is being written.
+const PATIENCE: u32 = 100;
+
+/// What is remembered of a flow besides its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowState {
+    /// Whether its packets may pass.
+    pub allow: bool,
+    /// Whether the low end began it.
+    pub from_low: bool,
+    /// Whether the low end is the one on this node.
+    pub low_is_local: bool,
+    /// Whether the other end has answered.
+    pub replied: bool,
+    /// TCP: the end that began has sent FIN.
+    pub fin_initiator: bool,
+    /// TCP: the other end has sent FIN.
+    pub fin_responder: bool,
+    /// TCP: either end has sent RST.
+    pub reset: bool,
+    /// The VTEP of the remote end.
+    pub vtep: VtepId,
+    /// What decided.
+    pub rule: RuleId,
+    /// Low 32 bits of the generation of the tables that it was judged by.
+    pub generation: u32,
+}
+
+const ALLOW: u64 = 1 << 32;
+const FROM_LOW: u64 = 1 << 33;
+const LOW_IS_LOCAL: u64 = 1 << 34;
+pub(super) const REPLIED: u64 = 1 << 35;
+pub(super) const FIN_INITIATOR: u64 = 1 << 36;
+pub(super) const FIN_RESPONDER: u64 = 1 << 37;
+pub(super) const RESET: u64 = 1 << 38;
+pub(super) const FRAGMENT: u64 = 1 << 39;
+
+/// Whether the bits say that the connection is over.
+pub(super) const fn closing(bits: u64) -> bool {
+    const BOTH: u64 = FIN_INITIATOR | FIN_RESPONDER;
+    bits & RESET != 0 || bits & BOTH == BOTH
+}
+
+impl FlowState {
+    /// Whether the connection is over.
+    pub const fn closing(&self) -> bool {
+        self.reset || self.fin_initiator && self.fin_responder
+    }
+
+    fn bits(&self, fragment: bool) -> u64 {
+        let flag = |set: bool, bit: u64| if set { bit } else { 0 };
+        u64::from(self.vtep.0)
+            | flag(self.allow, ALLOW)
+            | flag(self.from_low, FROM_LOW)
+            | flag(self.low_is_local, LOW_IS_LOCAL)
+            | flag(self.replied, REPLIED)
+            | flag(self.fin_initiator, FIN_INITIATOR)
+            | flag(self.fin_responder, FIN_RESPONDER)
+            | flag(self.reset, RESET)
+            | flag(fragment, FRAGMENT)
+    }
+
+    fn from_bits(bits: u64, rule: RuleId, generation: u32) -> Self {
+        Self {
+            allow: bits & ALLOW != 0,
+            from_low: bits & FROM_LOW != 0,
+            low_is_local: bits & LOW_IS_LOCAL != 0,
+            replied: bits & REPLIED != 0,
+            fin_initiator: bits & FIN_INITIATOR != 0,
+            fin_responder: bits & FIN_RESPONDER != 0,
+            reset: bits & RESET != 0,
+            vtep: VtepId(bits as u32),
+            rule,
+            generation,
+        }
+    }
+}
+
+/// One flow: a cache line of atomics.
+#[repr(align(64))]
+pub(super) struct Line {
+    /// Sequence number: 0 never used, odd being written. Upper half: rule.
+    sequence: AtomicU64,
+    /// Low end, high end: upper half, lower half of each.
+    ends: [AtomicU64; 4],
+    tuple: AtomicU64,
+    pub(super) state: AtomicU64,
+    /// Upper half: generation; lower half: tick when last seen.
+    pub(super) seen: AtomicU64,
+}
+
+impl Line {
+    pub(super) fn new() -> Self {
+        let zero = || AtomicU64::new(0);
+        Self {
+            sequence: zero(),
+            ends: [zero(), zero(), zero(), zero()],
+            tuple: zero(),
+            state: zero(),
+            seen: zero(),
+        }
+    }
+
+    /// The line's words, if nobody was writing them.
+    #[inline(always)]
+    pub(super) fn read(&self) -> Option<Words> {
+        let sequence = self.sequence.load(Ordering::Acquire);
+        if sequence & 1 == 1 {
+            return None;
+        }
+        let word = |at: &AtomicU64| at.load(Ordering::Relaxed);
+        let words = Words {
+            sequence,
+            ends: [
+                word(&self.ends[0]),
+                word(&self.ends[1]),
+                word(&self.ends[2]),
+                word(&self.ends[3]),
+            ],
+            tuple: word(&self.tuple),
+            state: word(&self.state),
+            seen: word(&self.seen),
+        };
+        fence(Ordering::Acquire);
+        (self.sequence.load(Ordering::Relaxed) == sequence).then_some(words)
+    }
+
+    /// The same, but waits a moment for a writer, who is done within
+    /// nanoseconds unless the kernel has taken its CPU away just then.
+    #[inline(always)]
+    pub(super) fn read_patiently(&self) -> Option<Words> {
+        // One place in the code that reads, so that the words stay in registers.
+        let mut attempts = 0;
+        loop {
+            let words = self.read();
+            if words.is_some() || attempts == PATIENCE {
+                return words;
+            }
+            attempts += 1;
+            std::hint::spin_loop();
+        }
+    }
+
+    /// Becomes the line's only writer, if it still is as it was read.
+    pub(super) fn lock(&self, words: &Words) -> bool {
+        let odd = words.sequence | 1;
+        let won = self
+            .sequence
+            .compare_exchange(words.sequence, odd, Ordering::Acquire, Ordering::Relaxed)
+            .is_ok();
+        // The words below must not be seen to change before the number is odd.
+        fence(Ordering::Release);
+        won
+    }
+
+    /// Writes the words and lets readers at them again.
+    pub(super) fn unlock(&self, words: &Words) {
+        let store = |at: &AtomicU64, value| at.store(value, Ordering::Relaxed);
+        for (at, end) in self.ends.iter().zip(words.ends) {
+            store(at, end);
+        }
+        store(&self.tuple, words.tuple);
+        store(&self.state, words.state);
+        store(&self.seen, words.seen);
+        let number = (words.sequence as u32 & !1).wrapping_add(2);
+        // 0 is kept for lines that were never used.
+        let number = if number == 0 { 2 } else { number };
+        let sequence = words.sequence & !0xffff_ffff | u64::from(number);
+        self.sequence.store(sequence, Ordering::Release);
+    }
+}
+
+/// A copy of a line's words.
+#[derive(Clone, Copy)]
+pub(super) struct Words {
+    pub(super) sequence: u64,
+    ends: [u64; 4],
+    pub(super) tuple: u64,
+    pub(super) state: u64,
+    pub(super) seen: u64,
+}
+
+impl Words {
+    pub(super) fn new(key: &FlowKey, state: &FlowState, now: Tick, sequence: u64) -> Self {
+        let (low, high) = (key.low.bits(), key.high.bits());
+        Self {
+            sequence: u64::from(state.rule.0) << 32 | sequence & 0xffff_ffff,
+            ends: [(low >> 64) as u64, low as u64, (high >> 64) as u64, high as u64],
+            tuple: key.tuple,
+            state: state.bits(key.fragment),
+            seen: u64::from(state.generation) << 32 | u64::from(now.0),
+        }
+    }
+
+    #[inline]
+    pub(super) fn is(&self, key: &FlowKey) -> bool {
+        let (low, high) = (key.low.bits(), key.high.bits());
+        let [a, b, c, d] = self.ends;
+        // Word by word and without branches: compared as arrays, the words
+        // would be stored and loaded again at another width.
+        let ends = (a ^ (low >> 64) as u64)
+            | (b ^ low as u64)
+            | (c ^ (high >> 64) as u64)
+            | (d ^ high as u64);
+        let rest = (self.tuple ^ key.tuple)
+            | (u64::from(self.state & FRAGMENT != 0) ^ u64::from(key.fragment));
+        ends | rest == 0
+    }
+
+    pub(super) fn protocol(&self) -> u8 {
+        (self.tuple >> 24) as u8
+    }
+
+    pub(super) fn never_used(&self) -> bool {
+        self.sequence as u32 == 0
+    }
+
+    pub(super) fn last_seen(&self) -> Tick {
+        Tick(self.seen as u32)
+    }
+
+    pub(super) fn flow(&self) -> FlowState {
+        let rule = RuleId((self.sequence >> 32) as u32);
+        FlowState::from_bits(self.state, rule, (self.seen >> 32) as u32)
+    }
+
+    pub(super) fn key(&self) -> FlowKey {
+        let addr = |high: u64, low: u64| Addr::from_bits(u128::from(high) << 64 | u128::from(low));
+        FlowKey {
+            low: addr(self.ends[0], self.ends[1]),
+            high: addr(self.ends[2], self.ends[3]),
+            tuple: self.tuple,
+            fragment: self.state & FRAGMENT != 0,
+        }
+    }
+}
