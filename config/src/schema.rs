@@ -191,8 +191,9 @@ pub enum Idle {
 section! {
     /// What is remembered of connections.
     FlowTable {
-        /// Number of connections that are remembered, 1024 to 67108864; taken up to the next power
-        /// of two. Each takes 64 bytes.
+        /// Number of places for connections, 1024 to 67108864; taken up to the next power of two.
+        /// Each takes 64 bytes. Plan two for each connection: fuller than half, new connections
+        /// begin to find no place.
         restart entries: u32 = 65_536,
         /// How long a connection without packets is remembered.
         section timeouts: Timeouts = Timeouts::default(),

@@ -137,7 +137,7 @@ pub struct TableStatus {
     pub prefixes: usize,
     /// Policies of local endpoints.
     pub policies: usize,
-    /// Flows that the flow table has room for.
+    /// Places of the flow table; it works best half full.
     pub flow_capacity: usize,
     /// Bytes of the flow table.
     pub flow_bytes: usize,

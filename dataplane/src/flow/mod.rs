@@ -143,7 +143,7 @@ impl FlowTable {
         self.lines.len() * size_of::<Line>()
     }
 
-    /// Number of flows that the table is made for.
+    /// Number of lines; the table works best with half as many flows.
     pub fn capacity(&self) -> usize {
         self.mask + 1
     }
