@@ -105,8 +105,9 @@ section! {
         restart devices: Vec<String> = Vec::new() => "[\"eth0\"]",
         /// How packets are exchanged with the devices: "native-zero-copy", "native-copy" and
         /// "generic" are AF_XDP, best first; "packet" is a packet socket; "auto" takes the first of
-        /// these four that the device can do. Any other value is a demand: the daemon
-        /// does not start if it can't be met.
+        /// these four that the device can do. Any other value is a demand: while it can't be
+        /// met, the daemon stays up, forwards nothing, reports the error and tries again
+        /// every second.
         restart mode: Mode = Mode::Auto,
         /// Milliseconds without a sign of life from a worker after which the XDP program leaves
         /// its packets to the kernel, 500 to 60000. Idle workers give a sign every 200.

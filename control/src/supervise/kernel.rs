@@ -12,7 +12,7 @@ use tieline_dataplane::xsk;
 use tracing::{info, warn};
 
 use super::Daemon;
-use super::ports::{Dataplane, DevicePlan, PortPlan};
+use super::ports::{Dataplane, DevicePlan, PortPlan, with_causes};
 use crate::link::{GatewaySpec, LinkError, RouteSettings};
 use crate::resolve::{Resolved, RouteTarget};
 use crate::state::{ClusterId, Condition, Severity};
@@ -186,7 +186,7 @@ impl Daemon {
         }
         match Dataplane::start(plan, || self.tables.reader(), &self.flows) {
             Ok(dataplane) => self.dataplane = Some(dataplane),
-            Err(error) => self.complain("ports", &error),
+            Err(error) => self.complain("ports", &with_causes(&error)),
         }
     }
 

@@ -126,7 +126,7 @@ impl Dataplane {
             Wanted::Packet => Opened::packet(&plan)?,
             Wanted::Auto => match Opened::xdp(&plan) {
                 Err(error) if is_permission(&error) => {
-                    warn!(error = format!("{error:#}"), "AF_XDP is not permitted");
+                    warn!(error = with_causes(&error), "AF_XDP is not permitted");
                     let mut opened = Opened::packet(&plan)?;
                     opened.conditions.push(fallback(&error));
                     opened
@@ -370,7 +370,7 @@ fn open_device(
             Err(error) => refusals.push(error),
         }
     }
-    let words: Vec<String> = refusals.iter().map(|error| format!("{error:#}")).collect();
+    let words: Vec<String> = refusals.iter().map(with_causes).collect();
     let words = format!("{}: no mode of AF_XDP works: {}", device.name, words.join("; "));
     // The last refusal is the plainest mode's: its cause counts.
     match refusals.pop() {
@@ -404,6 +404,18 @@ fn open_mode(
     Ok(OpenedDevice { attached: Attached { filter, _link: link }, mode, sockets })
 }
 
+/// An error and its causes. Many messages hold their cause already, which is
+/// then not said again.
+pub(super) fn with_causes(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
 /// Whether the kernel has refused for want of privileges.
 fn is_permission(error: &anyhow::Error) -> bool {
     let filter = match error.downcast_ref::<FilterError>() {
@@ -423,7 +435,23 @@ fn fallback(error: &anyhow::Error) -> Condition {
         object: "underlay.mode".into(),
         message: format!(
             "the packet socket is in use, several times slower than AF_XDP, because AF_XDP is \
-             not permitted: {error:#}"
+             not permitted: {}",
+            with_causes(error)
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let source = std::io::Error::from_raw_os_error(95);
+        let queue = "queue 0: Operation not supported (os error 95)";
+        let holding = anyhow::Error::new(source).context(queue).context("eth0");
+        assert_eq!(with_causes(&holding), format!("eth0: {queue}"));
+        let bare = anyhow::anyhow!("no memory").context("a worker's frames");
+        assert_eq!(with_causes(&bare), "a worker's frames: no memory");
     }
 }
