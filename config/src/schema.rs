@@ -132,7 +132,7 @@ pub enum Mode {
     NativeCopy,
     /// AF_XDP on any device, after the kernel has made a socket buffer.
     Generic,
-    /// A packet socket with a memory-mapped ring.
+    /// A packet socket.
     Packet,
 }
 

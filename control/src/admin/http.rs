@@ -59,14 +59,16 @@ async fn respond(request: &Request<Incoming>, desk: &Desk) -> Response<Full<Byte
     }
     match request.uri().path() {
         // The loop answers: that is what health means here.
-        "/healthz" => match status(desk).await {
-            Ok(_) => plain(StatusCode::OK, "ok\n"),
-            Err(reason) => plain(StatusCode::SERVICE_UNAVAILABLE, &reason),
+        "/healthz" => match desk.ask(Question::Ready).await {
+            Answer::Answer(_) => plain(StatusCode::OK, "ok\n"),
+            Answer::Error(reason) => plain(StatusCode::SERVICE_UNAVAILABLE, &reason),
         },
-        "/readyz" => match status(desk).await {
-            Ok(status) if status.ready => plain(StatusCode::OK, "ready\n"),
-            Ok(_) => plain(StatusCode::SERVICE_UNAVAILABLE, "not ready; see `tieline status`\n"),
-            Err(reason) => plain(StatusCode::SERVICE_UNAVAILABLE, &reason),
+        "/readyz" => match desk.ask(Question::Ready).await {
+            Answer::Answer(ready) if ready == true => plain(StatusCode::OK, "ready\n"),
+            Answer::Answer(_) => {
+                plain(StatusCode::SERVICE_UNAVAILABLE, "not ready; see `tieline status`\n")
+            }
+            Answer::Error(reason) => plain(StatusCode::SERVICE_UNAVAILABLE, &reason),
         },
         "/metrics" => match status(desk).await {
             Ok(status) => {

@@ -24,6 +24,8 @@ pub mod status;
 pub enum Request {
     /// The state of the daemon: a [`status::Status`].
     Status,
+    /// Whether tables are in force and every worker runs: `true` or `false`.
+    Ready,
     /// Why connections are allowed or denied: an [`Explained`].
     Explain {
         /// The connections, as JSON lines.
@@ -84,6 +86,23 @@ pub struct Asked {
     pub request: Request,
     /// Where the answer goes; the asker may be gone.
     pub reply: oneshot::Sender<Response>,
+}
+
+impl Asked {
+    /// Sends the answer.
+    pub fn answer(self, answer: &impl Serialize) {
+        let response = match serde_json::to_value(answer) {
+            Ok(answer) => Response::Answer(answer),
+            Err(error) => Response::Error(format!("the answer can't be written: {error}")),
+        };
+        // The asker may have gone.
+        let _ = self.reply.send(response);
+    }
+
+    /// Says why there is no answer.
+    pub fn refuse(self, reason: &str) {
+        let _ = self.reply.send(Response::Error(reason.to_owned()));
+    }
 }
 
 /// Hands requests to the daemon's loop.

@@ -13,7 +13,8 @@ use tracing::{info, warn};
 
 use super::Daemon;
 use super::ports::{Dataplane, DevicePlan, PortPlan, with_causes};
-use crate::link::{GatewaySpec, LinkError, RouteSettings};
+use crate::derive::Derived;
+use crate::link::{Changed, GatewaySpec, LinkError, RouteSettings};
 use crate::resolve::{Resolved, RouteTarget};
 use crate::state::{ClusterId, Condition, Severity};
 
@@ -22,6 +23,16 @@ const USUAL_MTU: u32 = 1500;
 
 /// Least MTU of a link that carries IPv6 (RFC 8200 section 5).
 const LEAST_MTU: u32 = 1280;
+
+/// Parts of a reconciliation, each with its own conditions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Step {
+    Links,
+    Ports,
+    Adjacencies,
+    Filters,
+    Routes,
+}
 
 impl Daemon {
     /// Puts tables into force that follow from what is known right now.
@@ -43,50 +54,75 @@ impl Daemon {
     }
 
     /// Brings devices, ports, tables and kernel routes to what the present
-    /// world, kernel and configuration ask for. What can't be done is a
-    /// condition; the rest is done all the same.
-    pub(super) async fn reconcile(&mut self) {
+    /// world, kernel and configuration ask for, as far as it may have changed.
+    /// What can't be done is a condition; the rest is done all the same.
+    pub(super) async fn reconcile(&mut self, due: Changed) {
         if self.derived.is_none() {
             return;
         }
-        self.conditions.clear();
-        if let Err(error) = self.reconcile_links().await {
-            self.complain("gateway", &error);
+        if due.gateway || due.underlay {
+            let outcome = self.reconcile_links().await;
+            self.settle(Step::Links, "gateway", outcome);
+            let outcome = self.reconcile_ports().map_err(|error| with_causes(&error));
+            self.settle(Step::Ports, "ports", outcome);
         }
-        self.reconcile_ports();
-        if let Err(error) = self.reconcile_adjacencies().await {
-            self.complain("underlay", &error);
+        if due.gateway || due.underlay || due.adjacencies {
+            let outcome = self.reconcile_adjacencies().await;
+            self.settle(Step::Adjacencies, "underlay", outcome.map(|()| Vec::new()));
+            self.publish();
+            let outcome = self.tell_filters().map_err(|error| with_causes(&error));
+            self.settle(Step::Filters, "XDP program", outcome.map(|()| Vec::new()));
         }
-        self.publish();
-        self.tell_filters();
-        if let Err(error) = self.reconcile_routes().await {
-            self.complain("routes", &error);
+        if due.gateway || due.routes {
+            let outcome = self.reconcile_routes().await;
+            self.settle(Step::Routes, "routes", outcome);
         }
     }
 
-    fn complain(&mut self, object: &str, error: &dyn std::fmt::Display) {
-        let message = error.to_string();
-        warn!(object, message, "not in force");
-        let (severity, cluster) = (Severity::Error, ClusterId::Local);
-        self.conditions.push(Condition { severity, cluster, object: object.into(), message });
+    /// What a step has to say takes the place of what it said before; the log
+    /// is told what is new.
+    fn settle<E: std::fmt::Display>(
+        &mut self,
+        step: Step,
+        object: &str,
+        outcome: Result<Vec<Condition>, E>,
+    ) {
+        let conditions = outcome.unwrap_or_else(|error| vec![complaint(object, &error)]);
+        let before = self.conditions.insert(step, conditions).unwrap_or_default();
+        for new in self.conditions[&step].iter().filter(|new| !before.contains(new)) {
+            warn!(object = new.object, message = new.message, "not in force");
+        }
     }
 
-    async fn reconcile_links(&mut self) -> Result<(), LinkError> {
-        let Some(derived) = self.derived.clone() else { return Ok(()) };
+    async fn reconcile_links(&mut self) -> Result<Vec<Condition>, LinkError> {
+        let Some(derived) = self.derived.clone() else { return Ok(Vec::new()) };
         let own = &derived.resolved.own;
         let names = &self.config.current.underlay.devices;
         self.underlay = self.netlink.underlay(&own.underlay, names).await?;
-        self.conditions.extend(self.underlay.conditions.iter().cloned());
+        let mut conditions = self.underlay.conditions.clone();
         let gateway = self.netlink.ensure_gateway(&self.gateway_spec()).await?;
+        conditions.extend(self.too_large(gateway.mtu));
         // The kernel must finish checksums and cut segments before a frame
         // comes to us: nobody after us would.
         for device in [&gateway.device, &gateway.peer] {
             if let Err(error) = xsk::device::disable_offloads(device) {
-                self.complain(&format!("device {device}"), &error);
+                conditions.push(complaint(&format!("device {device}"), &error));
             }
         }
         self.gateway = Some(gateway);
-        Ok(())
+        Ok(conditions)
+    }
+
+    /// Packets of the gateway's MTU must fit the underlay with their outer
+    /// headers: a VTEP must not fragment (RFC 7348 section 4.3).
+    fn too_large(&self, mtu: u32) -> Option<Condition> {
+        let carried = self.underlay.mtu()?;
+        let needed = mtu + self.overhead();
+        let message = format!(
+            "packets of up to {mtu} bytes need {needed} with their outer headers, but the underlay \
+             carries {carried}: larger ones are lost; raise the underlay's MTU, or lower gateway.mtu"
+        );
+        (needed > carried).then(|| complaint("gateway.mtu", &message))
     }
 
     /// The gateway that the present world and configuration ask for.
@@ -98,32 +134,43 @@ impl Daemon {
             peer: config.gateway.peer.clone(),
             route_protocol: config.gateway.route_protocol,
             mtu: config.gateway.mtu.unwrap_or_else(|| self.overlay_mtu()),
-            queues: Some(PortPlan::workers(&self.device_plans(), config.underlay.mode).max(1)),
+            // Without a device in sight the gateway stays as it is: a new one
+            // would take every route with it.
+            queues: (!self.underlay.devices.is_empty())
+                .then(|| PortPlan::workers(&self.device_plans(), config.underlay.mode).max(1)),
             tunnel_addresses: own.map(|own| own.tunnel.clone()).unwrap_or_default(),
         }
     }
 
-    /// What the underlay carries less the outer headers: those of IPv6 when
-    /// some VTEP is reached over it, and never more than Felix says.
+    /// Bytes of the outer headers: those of IPv6 when some VTEP is reached over
+    /// it.
+    fn overhead(&self) -> u32 {
+        let mut vteps = self.derived.iter().flat_map(|derived| derived.resolved.vteps.values());
+        let over_v6 = vteps.any(|vtep| vtep.underlay.is_ipv6());
+        if over_v6 { OVERHEAD_V6 } else { OVERHEAD_V4 }
+    }
+
+    /// What the underlay carries less the outer headers, and never more than
+    /// Felix says.
     fn overlay_mtu(&self) -> u32 {
-        let underlay = self.underlay.mtu().unwrap_or(USUAL_MTU);
-        let derived = self.derived.as_ref();
-        let over_v6 = derived.is_some_and(|derived| {
-            derived.resolved.vteps.values().any(|vtep| vtep.underlay.is_ipv6())
+        let overhead = self.overhead();
+        let carried = self.underlay.mtu().unwrap_or(USUAL_MTU).saturating_sub(overhead);
+        let own = self.derived.as_ref().map(|derived| &derived.resolved.own);
+        let said = own.and_then(|own| match overhead {
+            OVERHEAD_V6 => own.mtu_v6.or(own.mtu_v4),
+            _ => own.mtu_v4,
         });
-        let (overhead, said) = match derived.map(|derived| &derived.resolved.own) {
-            Some(own) if over_v6 => (OVERHEAD_V6, own.mtu_v6.or(own.mtu_v4)),
-            Some(own) => (OVERHEAD_V4, own.mtu_v4),
-            None => (OVERHEAD_V4, None),
-        };
-        let carried = underlay.saturating_sub(overhead);
         said.map_or(carried, |said| said.min(carried)).max(LEAST_MTU)
     }
 
     fn device_plans(&self) -> Vec<DevicePlan> {
         let wanted = self.config.current.underlay.queues;
         let plan = |device: &crate::link::UnderlayDevice| {
-            let channels = xsk::device::channels(&device.name).unwrap_or(1).max(1);
+            let open = self.dataplane.iter().flat_map(|dataplane| &dataplane.plan.underlay);
+            let known = open.into_iter().find(|open| open.index == device.index);
+            // A device that is being renamed does not answer by its old name.
+            let channels = xsk::device::channels(&device.name).ok();
+            let channels = channels.or(known.map(|known| known.queues)).unwrap_or(1).max(1);
             DevicePlan {
                 name: device.name.clone(),
                 index: device.index,
@@ -170,24 +217,22 @@ impl Daemon {
     /// what they follow from has changed (a device came back with another
     /// index, a queue was added). Flows survive that: they are not the
     /// workers'.
-    fn reconcile_ports(&mut self) {
+    fn reconcile_ports(&mut self) -> anyhow::Result<Vec<Condition>> {
         let Some(plan) = self.port_plan() else {
-            if let Some(dataplane) = self.dataplane.take() {
-                dataplane.stop();
-            }
-            return;
+            self.dataplane = None;
+            return Ok(Vec::new());
         };
-        if self.dataplane.as_ref().is_some_and(|dataplane| dataplane.plan == plan) {
-            return;
-        }
-        if let Some(dataplane) = self.dataplane.take() {
+        if let Some(dataplane) = &self.dataplane {
+            if dataplane.plan == plan {
+                return Ok(dataplane.conditions.clone());
+            }
             info!("devices have changed: ports are opened anew");
-            dataplane.stop();
         }
-        match Dataplane::start(plan, || self.tables.reader(), &self.flows) {
-            Ok(dataplane) => self.dataplane = Some(dataplane),
-            Err(error) => self.complain("ports", &with_causes(&error)),
-        }
+        self.dataplane = None;
+        let started = Dataplane::start(plan, || self.tables.reader(), &self.flows);
+        self.retry.tell(started.is_ok());
+        let dataplane = self.dataplane.insert(started?);
+        Ok(dataplane.conditions.clone())
     }
 
     async fn reconcile_adjacencies(&mut self) -> Result<(), LinkError> {
@@ -200,20 +245,18 @@ impl Daemon {
 
     /// The XDP programs hand over VXLAN from exactly the known VTEPs to
     /// exactly our addresses.
-    fn tell_filters(&mut self) {
+    fn tell_filters(&mut self) -> anyhow::Result<()> {
         let (Some(derived), Some(dataplane)) = (self.derived.clone(), &mut self.dataplane) else {
-            return;
+            return Ok(());
         };
         let peers = derived.resolved.vteps.values().map(|vtep| vtep.underlay).collect();
         let own = derived.resolved.own.underlay.iter().copied().collect();
-        if let Err(error) = dataplane.tell_filters(&peers, &own) {
-            self.complain("XDP program", &error);
-        }
+        dataplane.tell_filters(&peers, &own)
     }
 
-    async fn reconcile_routes(&mut self) -> Result<(), LinkError> {
+    async fn reconcile_routes(&mut self) -> Result<Vec<Condition>, LinkError> {
         let (Some(derived), Some(gateway)) = (self.derived.clone(), self.gateway.clone()) else {
-            return Ok(());
+            return Ok(Vec::new());
         };
         let resolved = &derived.resolved;
         let remote = |target: &RouteTarget| matches!(target, RouteTarget::Node { .. });
@@ -232,8 +275,31 @@ impl Daemon {
         }
         let changes = self.netlink.sync_routes(&prefixes, &gateway, &settings).await?;
         self.kernel_routes = prefixes.len();
-        self.conditions.extend(changes.conditions);
-        Ok(())
+        Ok(changes.conditions)
+    }
+}
+
+/// What is due when one world follows another.
+pub(super) fn due(old: Option<&Derived>, new: &Derived) -> Changed {
+    let Some(old) = old else { return Changed::ALL };
+    let (old, new) = (&old.resolved, &new.resolved);
+    let own = old.own != new.own;
+    let vteps = old.vteps != new.vteps;
+    // The families of the VTEPs decide about the MTU.
+    Changed {
+        gateway: own || vteps,
+        underlay: own,
+        adjacencies: own || vteps,
+        routes: own || old.routes != new.routes,
+    }
+}
+
+fn complaint(object: &str, error: &dyn std::fmt::Display) -> Condition {
+    Condition {
+        severity: Severity::Error,
+        cluster: ClusterId::Local,
+        object: object.to_owned(),
+        message: error.to_string(),
     }
 }
 

@@ -19,6 +19,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -28,10 +29,10 @@ use tokio::sync::mpsc;
 use tracing::{error, info};
 
 use crate::admin::server::Server;
-use crate::admin::{Asked, Desk, Explained, Request, Response};
+use crate::admin::{Asked, Desk, Explained, Request};
 use crate::derive::{Derived, Deriver};
 use crate::federation::Federation;
-use crate::link::{Adjacency, Gateway, Netlink, Underlay};
+use crate::link::{Adjacency, Changed, Gateway, Netlink, Underlay};
 use crate::publish::Tables;
 use crate::state::{Condition, World};
 
@@ -59,11 +60,21 @@ pub async fn run(config_path: &Path) -> anyhow::Result<()> {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            ended = daemon.step() => ended?,
+            ended = daemon.step() => if let Err(error) = ended {
+                // The routes must not point at a gateway that nobody serves.
+                daemon.stop().await;
+                return Err(error);
+            },
         }
     }
     daemon.stop().await;
     Ok(())
+}
+
+fn ticks() -> tokio::time::Interval {
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    ticks
 }
 
 fn signal(kind: tokio::signal::unix::SignalKind) -> anyhow::Result<tokio::signal::unix::Signal> {
@@ -100,8 +111,12 @@ struct Daemon {
     adjacencies: BTreeMap<IpAddr, Adjacency>,
     dataplane: Option<Dataplane>,
     kernel_routes: usize,
-    /// Conditions of the kernel's side, anew with every reconciliation.
-    conditions: Vec<Condition>,
+    /// Conditions of the kernel's side.
+    conditions: BTreeMap<kernel::Step, Vec<Condition>>,
+    ticks: tokio::time::Interval,
+    retry: ports::Retry,
+    /// Live flows, counted now and then off this thread.
+    live_flows: Arc<AtomicUsize>,
     /// What the last change of the world took, from here to the tables.
     last_change: Duration,
 }
@@ -139,7 +154,10 @@ impl Daemon {
             adjacencies: BTreeMap::new(),
             dataplane: None,
             kernel_routes: 0,
-            conditions: Vec::new(),
+            conditions: BTreeMap::new(),
+            ticks: ticks(),
+            retry: ports::Retry::default(),
+            live_flows: Arc::default(),
             last_change: Duration::ZERO,
         })
     }
@@ -149,13 +167,10 @@ impl Daemon {
     async fn step(&mut self) -> anyhow::Result<()> {
         tokio::select! {
             world = self.federation.changed() => self.take_world(world).await,
-            changed = self.netlink.changed() => {
-                changed?;
-                self.reconcile().await;
-            }
+            changed = self.netlink.changed() => self.reconcile(changed?).await,
             () = self.config.changed() => self.reload().await,
             Some(asked) = self.asked.recv() => self.answer(asked),
-            () = tokio::time::sleep(TICK) => self.tick().await?,
+            _ = self.ticks.tick() => self.tick().await?,
         }
         Ok(())
     }
@@ -167,10 +182,11 @@ impl Daemon {
             return;
         }
         let begun = Instant::now();
-        self.derived = Some(Arc::new(self.deriver.derive(world)));
+        let new = Arc::new(self.deriver.derive(world));
+        let old = self.derived.replace(new.clone());
         self.publish();
         self.last_change = begun.elapsed();
-        self.reconcile().await;
+        self.reconcile(kernel::due(old.as_deref(), &new)).await;
     }
 
     /// What no event tells: workers that have ended, old tables to free, a
@@ -179,9 +195,10 @@ impl Daemon {
         self.tables.collect();
         if let Some(dataplane) = &mut self.dataplane {
             dataplane.check().context("a worker has ended")?;
-        } else if self.derived.is_some() {
-            self.reconcile().await;
+        } else if self.derived.is_some() && self.retry.is_due() {
+            self.reconcile(Changed::ALL).await;
         }
+        report::count_flows(&self.flows, &self.live_flows);
         Ok(())
     }
 
@@ -192,27 +209,25 @@ impl Daemon {
         }
         self.log.apply(&self.config.current.log);
         self.federation.reconfigure(reload::federation(&self.node, &self.config.current));
-        self.reconcile().await;
+        self.reconcile(Changed::ALL).await;
     }
 
+    /// Answers from the present state. What takes time is answered on another
+    /// thread, from the state of this moment.
     fn answer(&mut self, asked: Asked) {
-        let answer = match asked.request {
-            Request::Status => serde_json::to_value(self.status()),
-            Request::Explain { lines, text } => match &self.derived {
-                Some(derived) => serde_json::to_value(Explained::new(derived, &lines, text)),
-                None => {
-                    let reason = "the local cluster is not known yet; see `tieline status`";
-                    let _ = asked.reply.send(Response::Error(reason.into()));
-                    return;
+        match asked.request {
+            Request::Status => asked.answer(&self.status()),
+            Request::Ready => asked.answer(&self.ready()),
+            Request::Explain { ref lines, text } => match self.derived.clone() {
+                Some(derived) => {
+                    let lines = lines.clone();
+                    tokio::task::spawn_blocking(move || {
+                        asked.answer(&Explained::new(&derived, &lines, text));
+                    });
                 }
+                None => asked.refuse("the local cluster is not known yet; see `tieline status`"),
             },
-        };
-        let response = match answer {
-            Ok(answer) => Response::Answer(answer),
-            Err(error) => Response::Error(format!("the answer can't be written: {error}")),
-        };
-        // The asker may have gone.
-        let _ = asked.reply.send(response);
+        }
     }
 
     /// Leaves the node as it was found.
@@ -224,8 +239,6 @@ impl Daemon {
         if let Err(error) = removed {
             error!(%error, "the gateway is not removed");
         }
-        if let Some(dataplane) = self.dataplane.take() {
-            dataplane.stop();
-        }
+        self.dataplane = None;
     }
 }

@@ -3,15 +3,15 @@
 //! One worker per queue of each underlay device. Each has its own memory, its
 //! underlay port on that queue, and its gateway port on the gateway queue of
 //! the worker's own number. In mode `auto` AF_XDP is tried natively with zero
-//! copy, natively with copying, and generically; where none of them is
-//! permitted, the packet socket takes over, and a condition says so.
+//! copy, natively with copying, and generically; where none of them can be had
+//! (and not because another program has the device), the packet socket takes
+//! over, and a condition says so.
 
 use std::collections::BTreeSet;
-use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use tieline_config::schema::Mode as Wanted;
@@ -22,7 +22,6 @@ use tieline_dataplane::publish::Reader;
 use tieline_dataplane::tables::Snapshot;
 use tieline_dataplane::worker::{Heartbeat, Shared, Worker, WorkerConfig};
 use tieline_dataplane::xsk::area::Area;
-use tieline_dataplane::xsk::bpf::LoadError;
 use tieline_dataplane::xsk::filter::{self, AttachError, Filter, FilterConfig, FilterError, Link};
 use tieline_dataplane::xsk::memlock;
 use tieline_dataplane::xsk::packet::{PacketSocket, Take, UdpSink};
@@ -125,8 +124,8 @@ impl Dataplane {
         let opened = match plan.mode {
             Wanted::Packet => Opened::packet(&plan)?,
             Wanted::Auto => match Opened::xdp(&plan) {
-                Err(error) if is_permission(&error) => {
-                    warn!(error = with_causes(&error), "AF_XDP is not permitted");
+                Err(error) if !is_contested(&error) => {
+                    warn!(error = with_causes(&error), "AF_XDP can't be had");
                     let mut opened = Opened::packet(&plan)?;
                     opened.conditions.push(fallback(&error));
                     opened
@@ -211,10 +210,12 @@ impl Dataplane {
         }
         Ok(())
     }
+}
 
+impl Drop for Dataplane {
     /// Detaches the XDP programs, so that the kernel gets the frames, and ends
     /// the workers.
-    pub(super) fn stop(mut self) {
+    fn drop(&mut self) {
         self.attached.clear();
         for running in &self.workers {
             running.shared.stop();
@@ -225,6 +226,34 @@ impl Dataplane {
                 let _ = thread.join();
             }
         }
+    }
+}
+
+/// When ports that could not be opened are tried again: later each time, because
+/// an attempt takes up to a second of the control thread's time.
+#[derive(Debug, Default)]
+pub(super) struct Retry {
+    at: Option<Instant>,
+    wait: Duration,
+}
+
+impl Retry {
+    const FIRST: Duration = Duration::from_secs(1);
+    const LONGEST: Duration = Duration::from_secs(30);
+
+    /// How an attempt has ended.
+    pub(super) fn tell(&mut self, opened: bool) {
+        if opened {
+            *self = Self::default();
+        } else {
+            self.wait = (self.wait * 2).clamp(Self::FIRST, Self::LONGEST);
+            self.at = Some(Instant::now() + self.wait);
+        }
+    }
+
+    /// Whether it is time for another attempt.
+    pub(super) fn is_due(&self) -> bool {
+        self.at.is_none_or(|at| at <= Instant::now())
     }
 }
 
@@ -363,10 +392,8 @@ fn open_device(
         let filter = load(&config)?;
         match open_mode(plan, device, filter, *mode, areas) {
             Ok(opened) => return Ok(opened),
-            // Another's program stays, in whatever mode we would come.
-            Err(error) if matches!(error.downcast_ref(), Some(AttachError::Foreign { .. })) => {
-                return Err(error);
-            }
+            // Another's program or socket is in the way in every mode.
+            Err(error) if is_contested(&error) => return Err(error),
             Err(error) => refusals.push(error),
         }
     }
@@ -416,16 +443,10 @@ pub(super) fn with_causes(error: &anyhow::Error) -> String {
     text
 }
 
-/// Whether the kernel has refused for want of privileges.
-fn is_permission(error: &anyhow::Error) -> bool {
-    let filter = match error.downcast_ref::<FilterError>() {
-        Some(FilterError::Load(LoadError::Permission { .. })) => true,
-        Some(FilterError::Map { source, .. }) => source.kind() == ErrorKind::PermissionDenied,
-        _ => false,
-    };
-    filter
-        || matches!(error.downcast_ref(), Some(AttachError::Permission))
-        || matches!(error.downcast_ref(), Some(SocketError::Permission))
+/// Whether somebody else has what we need: then we must not work around it.
+fn is_contested(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(AttachError::Foreign { .. }))
+        || matches!(error.downcast_ref(), Some(SocketError::Busy { .. }))
 }
 
 fn fallback(error: &anyhow::Error) -> Condition {
@@ -434,8 +455,8 @@ fn fallback(error: &anyhow::Error) -> Condition {
         cluster: ClusterId::Local,
         object: "underlay.mode".into(),
         message: format!(
-            "the packet socket is in use, several times slower than AF_XDP, because AF_XDP is \
-             not permitted: {}",
+            "the packet socket is in use, several times slower than AF_XDP, because AF_XDP can't \
+             be had: {}",
             with_causes(error)
         ),
     }

@@ -1,9 +1,11 @@
 //! The daemon's state in the form of `status`, and its answers to `explain`.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tieline_dataplane::counters::Tally;
-use tieline_dataplane::flow::Tick;
+use tieline_dataplane::flow::{FlowTable, Tick};
 use tieline_dataplane::port::PortStatistics;
 use tieline_dataplane::verdict::DropReason;
 use tieline_dataplane::worker::monotonic_ns;
@@ -26,7 +28,7 @@ impl Daemon {
             node: self.node.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_seconds: self.started.elapsed().as_secs(),
-            ready: self.derived.is_some() && !workers.is_empty(),
+            ready: self.ready(),
             config: self.config.status(),
             underlay: self.underlay_status(),
             gateway: self.gateway_status(),
@@ -38,6 +40,11 @@ impl Daemon {
             drops: drops(&tally),
             conditions: self.all_conditions().iter().map(ConditionStatus::from).collect(),
         }
+    }
+
+    /// Whether tables are in force and every worker runs.
+    pub(super) fn ready(&self) -> bool {
+        self.derived.is_some() && self.running().next().is_some()
     }
 
     fn running(&self) -> impl Iterator<Item = (usize, &Running)> {
@@ -95,7 +102,7 @@ impl Daemon {
             policies: tables.policies.iter().count(),
             flow_capacity: self.flows.capacity(),
             flow_bytes: self.flows.bytes(),
-            flows: self.flows.iter(Tick::from_nanoseconds(monotonic_ns())).count(),
+            flows: self.live_flows.load(Ordering::Relaxed),
             last_change_microseconds: u64::try_from(self.last_change.as_micros())
                 .unwrap_or(u64::MAX),
         }
@@ -124,14 +131,27 @@ impl Daemon {
     }
 
     fn all_conditions(&self) -> Vec<Condition> {
-        let mut all = self.conditions.clone();
+        let mut all: Vec<_> = self.conditions.values().flatten().cloned().collect();
         all.extend(self.federation.conditions().iter().cloned());
         all.extend(self.derived.iter().flat_map(|derived| derived.conditions()));
-        all.extend(self.dataplane.iter().flat_map(|dataplane| dataplane.conditions.clone()));
         all.sort_by(|a, b| b.severity.cmp(&a.severity).then_with(|| a.cmp(b)));
         all.dedup();
         all
     }
+}
+
+/// Counts the live flows on another thread: the table may be large, and this
+/// one has other things to do. The count is a few seconds old at most.
+pub(super) fn count_flows(flows: &Arc<FlowTable>, live: &Arc<AtomicUsize>) {
+    // A count that is still going on holds the table.
+    if Arc::strong_count(live) > 1 {
+        return;
+    }
+    let (flows, live) = (flows.clone(), live.clone());
+    tokio::task::spawn_blocking(move || {
+        let now = Tick::from_nanoseconds(monotonic_ns());
+        live.store(flows.iter(now).count(), Ordering::Relaxed);
+    });
 }
 
 fn drops(tally: &Tally) -> BTreeMap<String, u64> {
