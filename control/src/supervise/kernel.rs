@@ -54,6 +54,9 @@ impl Daemon {
             self.complain("gateway", &error);
         }
         self.reconcile_ports();
+        if let Err(error) = self.look_for_receivers().await {
+            self.complain("ports", &error);
+        }
         if let Err(error) = self.reconcile_adjacencies().await {
             self.complain("underlay", &error);
         }
@@ -188,6 +191,31 @@ impl Daemon {
             Ok(dataplane) => self.dataplane = Some(dataplane),
             Err(error) => self.complain("ports", &with_causes(&error)),
         }
+    }
+
+    /// Where we take but copies, a vxlan device of the kernel's own may deliver
+    /// what policy denies.
+    async fn look_for_receivers(&mut self) -> Result<(), LinkError> {
+        let (Some(derived), Some(dataplane)) = (&self.derived, &self.dataplane) else {
+            return Ok(());
+        };
+        if !dataplane.takes_copies() {
+            self.netlink.forget_receivers();
+            return Ok(());
+        }
+        let (vni, port) = (derived.resolved.own.vni, derived.resolved.own.port);
+        let receivers = self.netlink.receivers().await?;
+        for receiver in receivers.iter().filter(|receiver| receiver.takes(vni, port)) {
+            let device = &receiver.device;
+            let message = format!(
+                "receives VNI {} at UDP port {port} as well, and packet sockets leave the kernel a \
+                 copy of every frame: it delivers what policy denies; let AF_XDP be used (see \
+                 underlay.mode), or remove the device (ip link delete {device})",
+                vni.get()
+            );
+            self.complain(&format!("vxlan device {device}"), &message);
+        }
+        Ok(())
     }
 
     async fn reconcile_adjacencies(&mut self) -> Result<(), LinkError> {
