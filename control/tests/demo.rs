@@ -1,6 +1,7 @@
 //! The demo from outside: its exit code, its JSON, and that nothing is left.
 //!
-//! Needs root, or a kernel that allows unprivileged user namespaces.
+//! Needs root, or a kernel that allows unprivileged user namespaces, but for
+//! the last level, which needs neither.
 
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
@@ -30,23 +31,32 @@ fn left_of(pid: u32) -> Vec<PathBuf> {
     paths.filter(|path| path.to_string_lossy().contains(&start)).collect()
 }
 
-/// Plays the demo to its end and checks the account; returns it.
-fn play(mut child: Child) -> serde_json::Value {
+/// Plays the demo with real sockets to its end and checks the account; returns
+/// it.
+fn play(child: Child) -> serde_json::Value {
+    let account = play_scenes(child, 7);
+    let cut = lines(&account).find_map(|line| line["figures"]["cut_milliseconds"].as_f64());
+    assert!(cut.is_some_and(|cut| cut >= 0.0));
+    account
+}
+
+fn lines(account: &serde_json::Value) -> impl Iterator<Item = &serde_json::Value> {
+    let scenes = account["scenes"].as_array().into_iter().flatten();
+    scenes.filter_map(|scene| scene["lines"].as_array()).flatten()
+}
+
+/// Plays the demo to its end and checks what holds at every level.
+fn play_scenes(mut child: Child, scenes: usize) -> serde_json::Value {
     let pid = child.id();
     let mut text = String::new();
     child.stdout.take().expect("piped").read_to_string(&mut text).expect("text");
     let status = child.wait().expect("an exit status");
     let account: serde_json::Value = serde_json::from_str(&text).expect("JSON");
     assert!(status.success() && account["ok"] == true, "{account:#}");
-    let scenes = account["scenes"].as_array().expect("scenes");
-    assert_eq!(scenes.len(), 7);
-    let lines: Vec<_> =
-        scenes.iter().flat_map(|scene| scene["lines"].as_array()).flatten().collect();
-    assert!(lines.iter().all(|line| line["ok"] == true));
-    let denied = lines.iter().filter(|line| line["verdict"] == "deny");
-    assert!(denied.clone().count() >= 10 && denied.clone().all(|line| line["connected"] == false));
-    let cut = lines.iter().find_map(|line| line["figures"]["cut_milliseconds"].as_f64());
-    assert!(cut.is_some_and(|cut| cut >= 0.0));
+    assert_eq!(account["scenes"].as_array().map(Vec::len), Some(scenes));
+    assert!(lines(&account).all(|line| line["ok"] == true));
+    let denied: Vec<_> = lines(&account).filter(|line| line["verdict"] == "deny").collect();
+    assert!(denied.len() >= 10 && denied.iter().all(|line| line["connected"] == false));
     assert_eq!(left_of(pid), Vec::<PathBuf>::new());
     account
 }
@@ -72,6 +82,35 @@ fn without_root_it_steps_down() {
     }
     let account = play(command.spawn().expect("the binary under test"));
     assert_eq!(account["ground"], "user-namespace");
+}
+
+#[test]
+fn without_any_namespace_frames_tell_the_story() {
+    let account = play_scenes(demo(&["-o", "json", "--ground", "captures"]), 6);
+    assert_eq!(account["ground"], "captures");
+    let fate = |from: &str, to: &str, port: u16, verdict: &str| {
+        let mut lines = lines(&account).filter(|line| line["kind"] == "connection");
+        let line = lines.find(|line| {
+            line["from"] == from
+                && line["to"] == to
+                && line["port"] == port
+                && line["verdict"] == verdict
+        });
+        line.map(|line| line["socket"].as_str().unwrap_or_default().to_owned())
+    };
+    let fates = [
+        fate("backend", "postgres", 5432, "no-route"),
+        fate("backend", "postgres", 5432, "allow"),
+        fate("backend", "postgres", 22, "deny"),
+        fate("frontend", "postgres", 5432, "deny"),
+    ];
+    let expected = [
+        "dropped at app-1: no_route",
+        "SYN and answer delivered",
+        "dropped at app-1: egress_denied",
+        "dropped at db-1: ingress_denied",
+    ];
+    assert_eq!(fates, expected.map(|text| Some(text.to_owned())));
 }
 
 #[test]

@@ -277,3 +277,52 @@ fn devices_and_addresses_come_and_go() {
     let status = daemon.process.wait(PATIENCE).unwrap();
     assert!(status.success(), "{status}\n{}", daemon.process.transcript());
 }
+
+#[test]
+fn a_vxlan_device_that_delivers_what_is_denied_is_an_error() {
+    let joined = Joined::new(Setup { mode: "packet", ..Setup::new(Outer::Both) }, &["node-a"]);
+    let node = &joined.our_node().netns;
+    // Each is fine but the first: another VNI, another port, down.
+    node.ip([
+        "link add same type vxlan id 4096 dstport 4789 dev eth0",
+        "link add other-vni type vxlan id 4097 dstport 4789 dev eth0",
+        "link add other-port type vxlan id 4096 dstport 4790 dev eth0",
+        "link add down type vxlan id 4096 dstport 4791 dev eth0",
+        "link set same up",
+        "link set other-vni up",
+        "link set other-port up",
+    ])
+    .unwrap();
+    let daemon = joined.start("beside");
+    let errors = || {
+        let status = daemon.status().unwrap_or_default();
+        let conditions = status["conditions"].as_array().cloned().unwrap_or_default();
+        let errors = conditions.into_iter().filter(|condition| condition["severity"] == "error");
+        errors.map(|error| (error["object"].clone(), error["message"].clone())).collect::<Vec<_>>()
+    };
+    let named = |device: &str| {
+        let start = Instant::now();
+        loop {
+            let errors = errors();
+            if let [(object, message)] = &errors[..]
+                && *object == format!("vxlan device {device}")
+            {
+                assert!(message.as_str().is_some_and(|text| text.contains("AF_XDP")), "{message}");
+                return;
+            }
+            assert!(start.elapsed() < PATIENCE, "{device}: {errors:?}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    named("same");
+    // It is seen to go, and one that takes every VNI to come.
+    node.ip(["link delete same"]).unwrap();
+    daemon.wait_ready();
+    node.ip([
+        "link delete other-vni",
+        "link add every type vxlan external dstport 4789",
+        "link set every up",
+    ])
+    .unwrap();
+    named("every");
+}

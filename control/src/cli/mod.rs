@@ -13,6 +13,7 @@ mod check;
 mod demo;
 mod explain;
 mod offline;
+mod pipeline;
 mod replay;
 mod run;
 mod status;

@@ -1,31 +1,20 @@
 //! `tieline replay`: captures through the packet path.
-//!
-//! The stages, tables and policies are those of the daemon; the ports are
-//! memory. Next hops, which only a kernel could know, are made up.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufReader, BufWriter};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use serde::Serialize;
 use tieline_dataplane::capture::{Reader, Record, Writer};
-use tieline_dataplane::flow::{FlowHasher, FlowTable};
-use tieline_dataplane::frame::HeapMemory;
-use tieline_dataplane::port::memory::{MemoryPort, MemoryWire};
 use tieline_dataplane::verdict::DropReason;
-use tieline_dataplane::wire::MacAddr;
-use tieline_dataplane::worker::{Idle, Shared, Worker, WorkerConfig};
 
-use super::offline::{self, Offline};
+use super::offline;
+use super::pipeline::{Pipeline, Side};
 use super::text::{Columns, Tone, paint};
 use super::{Output, verdict};
-use crate::link::Adjacency;
-use crate::publish::Tables;
-use crate::supervise::{kernel, reload};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct ReplayArgs {
@@ -71,17 +60,10 @@ struct Fate {
     meaning: Option<&'static str>,
 }
 
-/// Where a frame comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Side {
-    Underlay,
-    Gateway,
-}
-
 /// Exits 1 when a frame was dropped.
 pub(super) fn main(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
     let offline = offline::read(&args.config)?;
-    let mut replay = Replay::new(&offline)?;
+    let mut pipeline = Pipeline::new(&offline)?;
     let mut frames = read(args.underlay.as_deref(), Side::Underlay)?;
     frames.extend(read(args.gateway.as_deref(), Side::Gateway)?);
     // Stable: frames of one moment keep the order of their captures.
@@ -90,20 +72,21 @@ pub(super) fn main(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
     let mut to_gateway = args.to_gateway.as_deref().map(create).transpose()?;
     let mut fates = Vec::with_capacity(frames.len());
     for (side, number, record) in frames {
-        let (fate, out) = replay.pass(side, number, record.frame, record.time_ns)?;
+        let time_ns = record.time_ns;
+        let (fate, out) = pass(&mut pipeline, side, number, record)?;
         let writer = match side {
             Side::Underlay => to_gateway.as_mut(),
             Side::Gateway => to_underlay.as_mut(),
         };
         if let (Some(writer), Some(out)) = (writer, out) {
-            writer.write(record.time_ns, &out)?;
+            writer.write(time_ns, &out)?;
         }
         fates.push(fate);
     }
     for writer in [to_underlay, to_gateway].into_iter().flatten() {
         writer.finish().context("an output capture")?;
     }
-    let tally = replay.shared.counters.read();
+    let tally = pipeline.tally();
     let counters = tally.named().into_iter().map(|(name, _, count)| (name.to_owned(), count));
     let report = Report { frames: fates, counters: counters.collect() };
     match args.output {
@@ -113,84 +96,28 @@ pub(super) fn main(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
     Ok(verdict(report.frames.iter().all(|fate| fate.reason.is_none())))
 }
 
-/// A worker over memory.
-struct Replay {
-    worker: Worker<HeapMemory, ()>,
-    shared: Arc<Shared>,
-    underlay: MemoryWire,
-    gateway: MemoryWire,
-}
-
-impl Replay {
-    fn new(offline: &Offline) -> anyhow::Result<Self> {
-        let derived = &offline.derived;
-        let mac = |last| MacAddr([0x02, 0, 0, 0, 0, last]);
-        let own = &derived.resolved.own.underlay;
-        let adjacency = |vtep: &crate::resolve::ResolvedVtep| {
-            let source = own.iter().find(|ip| ip.is_ipv4() == vtep.underlay.is_ipv4())?;
-            let resolved = Adjacency::Resolved {
-                source: *source,
-                source_mac: mac(1),
-                next_hop_mac: mac(2),
-                device: 1,
-            };
-            Some((vtep.underlay, resolved))
-        };
-        let adjacencies = derived.resolved.vteps.values().filter_map(adjacency).collect();
-        let overlay = kernel::overlay(&derived.resolved, &offline.config.overlay, (mac(3), mac(4)));
-        let mut tables = Tables::default();
-        tables.apply(overlay, &derived.resolved, &derived.compiled, &adjacencies);
-        let flow_table = &offline.config.flow_table;
-        let (entries, timeouts) =
-            (usize::try_from(flow_table.entries)?, reload::timeouts(&flow_table.timeouts));
-        // A fixed key: the same captures give the same bytes.
-        let flows = FlowTable::with_hasher(entries, timeouts, FlowHasher::from_seed(0));
-        let (underlay_port, underlay) = MemoryPort::new();
-        let (gateway_port, gateway) = MemoryPort::new();
-        let worker = Worker::new(
-            WorkerConfig { cpu: None, batch: 1, idle: Idle::Sleep },
-            HeapMemory::new(16, 1 << 17),
-            Box::new(underlay_port),
-            Box::new(gateway_port),
-            (),
-            tables.reader(),
-            Arc::new(flows),
-        );
-        Ok(Self { shared: worker.shared(), worker, underlay, gateway })
-    }
-
-    /// Passes one frame, and returns what came out for it.
-    fn pass(
-        &mut self,
-        side: Side,
-        number: usize,
-        frame: Vec<u8>,
-        time_ns: u64,
-    ) -> anyhow::Result<(Fate, Option<Vec<u8>>)> {
-        let before = self.shared.counters.read().dropped;
-        let (from, into, out, sent) = match side {
-            Side::Underlay => ("underlay", &self.underlay, &self.gateway, "delivered"),
-            Side::Gateway => ("gateway", &self.gateway, &self.underlay, "sent"),
-        };
-        into.put(frame);
-        while self.worker.poll(time_ns) > 0 {}
-        let after = self.shared.counters.read().dropped;
-        let dropped = DropReason::ALL.iter().zip(before.iter().zip(after));
-        let reason =
-            dropped.filter(|(_, (before, after))| **before != *after).map(|(r, _)| *r).next();
-        let frame = out.take();
-        if frame.is_none() && reason.is_none() {
-            bail!("frame {number} from the {from} is too long for the packet path");
-        }
-        let fate = Fate {
-            number,
-            from,
-            fate: if reason.is_some() { "dropped" } else { sent },
-            reason: reason.map(DropReason::label),
-            meaning: reason.map(DropReason::help),
-        };
-        Ok((fate, frame))
-    }
+/// Passes one frame, and returns what came out for it.
+fn pass(
+    pipeline: &mut Pipeline,
+    side: Side,
+    number: usize,
+    record: Record,
+) -> anyhow::Result<(Fate, Option<Vec<u8>>)> {
+    let (from, sent) = match side {
+        Side::Underlay => ("underlay", "delivered"),
+        Side::Gateway => ("gateway", "sent"),
+    };
+    let passed = pipeline
+        .pass(side, record.frame, record.time_ns)
+        .with_context(|| format!("frame {number} from the {from}"))?;
+    let fate = Fate {
+        number,
+        from,
+        fate: if passed.dropped.is_some() { "dropped" } else { sent },
+        reason: passed.dropped.map(DropReason::label),
+        meaning: passed.dropped.map(DropReason::help),
+    };
+    Ok((fate, passed.out))
 }
 
 fn read(path: Option<&Path>, side: Side) -> anyhow::Result<Vec<(Side, usize, Record)>> {

@@ -20,6 +20,7 @@ use tokio::time::Instant;
 use super::gateway::{GatewaySpec, is_ours, next_hops};
 use super::kernel::{Address, Link, Neighbor, Route};
 use super::socket::Event;
+use super::vxlan::Receiver;
 use super::{LinkError, Netlink};
 
 /// How long events are gathered after the first that matters.
@@ -40,13 +41,21 @@ pub struct Changed {
     pub adjacencies: bool,
     /// Our routes have changed or can be improved: [`Netlink::sync_routes`].
     pub routes: bool,
+    /// The kernel's own vxlan devices have changed: [`Netlink::receivers`].
+    pub receivers: bool,
 }
 
 impl Changed {
     /// Everything may have changed.
-    pub const ALL: Self = Self { gateway: true, underlay: true, adjacencies: true, routes: true };
-    const NOTHING: Self =
-        Self { gateway: false, underlay: false, adjacencies: false, routes: false };
+    pub const ALL: Self =
+        Self { gateway: true, underlay: true, adjacencies: true, routes: true, receivers: true };
+    const NOTHING: Self = Self {
+        gateway: false,
+        underlay: false,
+        adjacencies: false,
+        routes: false,
+        receivers: false,
+    };
     const GATEWAY: Self = Self { gateway: true, routes: true, ..Self::NOTHING };
     const UNDERLAY: Self = Self { underlay: true, adjacencies: true, ..Self::NOTHING };
 
@@ -62,6 +71,7 @@ impl BitOrAssign for Changed {
         self.underlay |= other.underlay;
         self.adjacencies |= other.adjacencies;
         self.routes |= other.routes;
+        self.receivers |= other.receivers;
     }
 }
 
@@ -89,6 +99,8 @@ pub(super) struct Interest {
     vteps: BTreeSet<(bool, Addr)>,
     next_hops: BTreeMap<(u32, IpAddr), Seen>,
     prefixes: BTreeSet<Prefix>,
+    /// By index; nothing when they don't matter.
+    receivers: Option<BTreeMap<u32, Receiver>>,
 }
 
 /// What of a neighbor makes a difference.
@@ -131,6 +143,10 @@ impl Interest {
         self.prefixes.clone_from(prefixes);
     }
 
+    pub(super) fn watch_receivers(&mut self, receivers: Option<BTreeMap<u32, Receiver>>) {
+        self.receivers = receivers;
+    }
+
     pub(super) fn watch_underlay(
         &mut self,
         addresses: &[IpAddr],
@@ -171,8 +187,17 @@ impl Interest {
         match message {
             // The gateway's devices are seen again after we have changed them.
             NewLink(link) | DelLink(link) if is_bridge_port(link) => None,
-            NewLink(link) => Link::read(link).map(|link| self.link_seen(&link)),
-            DelLink(link) => Some(self.link_gone(link.header.index)),
+            NewLink(link) => Link::read(link).map(|seen| {
+                let mut changed = self.link_seen(&seen);
+                changed.receivers = self.receiver(seen.index, Receiver::read(link).as_ref());
+                changed
+            }),
+            DelLink(link) => {
+                let index = link.header.index;
+                let mut changed = self.link_gone(index);
+                changed.receivers = self.receiver(index, None);
+                Some(changed)
+            }
             NewRoute(_) | DelRoute(_) | NewNeighbour(_) | DelNeighbour(_) if own => None,
             NewAddress(address) if !own => Address::read(address).map(|a| self.address(&a, true)),
             DelAddress(address) if !own => Address::read(address).map(|a| self.address(&a, false)),
@@ -197,6 +222,11 @@ impl Interest {
             changed |= Changed::UNDERLAY;
         }
         changed
+    }
+
+    /// Whether a device is another receiver than it was, or none any more.
+    fn receiver(&self, index: u32, now: Option<&Receiver>) -> bool {
+        self.receivers.as_ref().is_some_and(|known| known.get(&index) != now)
     }
 
     fn link_gone(&self, index: u32) -> Changed {

@@ -7,6 +7,7 @@
 //! ensure_gateway   the veth pair between kernel and workers     gateway
 //! sync_routes      remote pod ranges point at the gateway       routes
 //! underlay         the devices that VXLAN leaves by             underlay
+//! receivers        the kernel's own vxlan devices beside us     vxlan
 //! adjacencies      next-hop MAC of every VTEP, kept fresh       adjacency
 //! changed          waits until one of these is due again        events
 //! remove           the node as it was found
@@ -29,6 +30,7 @@ mod routes;
 mod socket;
 mod sysctl;
 mod underlay;
+mod vxlan;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -44,6 +46,7 @@ pub use events::Changed;
 pub use gateway::{Gateway, GatewaySpec};
 pub use routes::{ROUTE_PROTOCOL, RouteChanges, RouteSettings};
 pub use underlay::{Underlay, UnderlayDevice};
+pub use vxlan::Receiver;
 
 use kernel::{Address, Link, Neighbor};
 

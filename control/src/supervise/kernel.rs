@@ -29,6 +29,7 @@ const LEAST_MTU: u32 = 1280;
 pub(super) enum Step {
     Links,
     Ports,
+    Receivers,
     Adjacencies,
     Filters,
     Routes,
@@ -65,6 +66,10 @@ impl Daemon {
             self.settle(Step::Links, "gateway", outcome);
             let outcome = self.reconcile_ports().map_err(|error| with_causes(&error));
             self.settle(Step::Ports, "ports", outcome);
+        }
+        if due.gateway || due.underlay || due.receivers {
+            let outcome = self.look_for_receivers().await;
+            self.settle(Step::Receivers, "ports", outcome);
         }
         if due.gateway || due.underlay || due.adjacencies {
             let outcome = self.reconcile_adjacencies().await;
@@ -235,6 +240,31 @@ impl Daemon {
         Ok(dataplane.conditions.clone())
     }
 
+    /// Where we take but copies, a vxlan device of the kernel's own may deliver
+    /// what policy denies.
+    async fn look_for_receivers(&mut self) -> Result<Vec<Condition>, LinkError> {
+        let (Some(derived), Some(dataplane)) = (&self.derived, &self.dataplane) else {
+            return Ok(Vec::new());
+        };
+        if !dataplane.takes_copies() {
+            self.netlink.forget_receivers();
+            return Ok(Vec::new());
+        }
+        let (vni, port) = (derived.resolved.own.vni, derived.resolved.own.port);
+        let receivers = self.netlink.receivers().await?;
+        let receivers = receivers.iter().filter(|receiver| receiver.takes(vni, port));
+        let condition = |receiver: &crate::link::Receiver| {
+            let message = format!(
+                "receives VNI {} at UDP port {port} as well, and packet sockets leave the kernel a \
+                 copy of every frame: it delivers what policy denies; let AF_XDP be used (see \
+                 underlay.mode), or remove the device if nobody needs it",
+                vni.get()
+            );
+            complaint(&format!("vxlan device {}", receiver.device), &message)
+        };
+        Ok(receivers.map(condition).collect())
+    }
+
     async fn reconcile_adjacencies(&mut self) -> Result<(), LinkError> {
         let Some(derived) = self.derived.clone() else { return Ok(()) };
         let underlays: BTreeSet<IpAddr> =
@@ -290,6 +320,7 @@ pub(super) fn due(old: Option<&Derived>, new: &Derived) -> Changed {
         gateway: own || vteps,
         underlay: own,
         adjacencies: own || vteps,
+        receivers: own,
         routes: own || old.routes != new.routes,
     }
 }

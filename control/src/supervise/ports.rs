@@ -197,6 +197,12 @@ impl Dataplane {
         Ok(())
     }
 
+    /// Whether the kernel gets every frame as well: packet sockets take copies,
+    /// only an XDP program keeps a frame from it.
+    pub(super) fn takes_copies(&self) -> bool {
+        self.attached.is_empty()
+    }
+
     /// Fails when a worker has ended, which none does by itself.
     pub(super) fn check(&mut self) -> anyhow::Result<()> {
         for running in &mut self.workers {

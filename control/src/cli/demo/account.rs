@@ -3,9 +3,11 @@
 //! The JSON form of [`Account`] is what `demo -o json` prints. Fields are only
 //! ever added.
 
+use std::net::Ipv4Addr;
+
 use serde::Serialize;
 
-use super::script::{Decider, Expect, Side};
+use super::script::{CLUSTERS, ClusterPlan, Decider, Expect, NodePlan, Side, pod_name};
 use crate::cli::text::{Columns, Tone, paint};
 
 /// The whole story as it went.
@@ -13,12 +15,20 @@ use crate::cli::text::{Columns, Tone, paint};
 pub(super) struct Account {
     /// Whether every expectation held.
     pub(super) ok: bool,
-    /// Where the clusters live: `root` or `user-namespace`.
+    /// Where the clusters live: `root`, `user-namespace` or `captures`.
     pub(super) ground: String,
     /// Seconds from the first namespace to the last line.
     pub(super) seconds: f64,
     /// The chapters.
     pub(super) scenes: Vec<SceneAccount>,
+}
+
+impl Account {
+    /// How many expectations there were, and how many of them did not hold.
+    pub(super) fn count(&self) -> (usize, usize) {
+        let lines = self.scenes.iter().flat_map(|scene| &scene.lines);
+        (lines.clone().count(), lines.filter(|line| !line.ok()).count())
+    }
 }
 
 /// A chapter as it went.
@@ -92,9 +102,11 @@ pub(super) struct Tried {
     pub(super) expected_deciders: Vec<String>,
     /// What the daemons of both ends say.
     pub(super) verdict: Verdict,
-    /// What the sockets did, in words.
+    /// What the sockets did, in words; with `captures`, what became of the
+    /// frames.
     pub(super) socket: String,
-    /// Whether the sockets connected and payload came back unharmed.
+    /// Whether the sockets connected and payload came back unharmed; with
+    /// `captures`, whether both pods got the other's frame unharmed.
     pub(super) connected: bool,
     /// Who decided on each side: egress at the source's node, then ingress at
     /// the destination's.
@@ -126,6 +138,29 @@ impl From<Expect> for Verdict {
 }
 
 impl Verdict {
+    /// What follows from what the nodes of both ends say, each by its name:
+    /// `explain -o json` at the source's and at the destination's.
+    pub(super) fn of(
+        (source, leaving): (&str, &serde_json::Value),
+        (target, arriving): (&str, &serde_json::Value),
+    ) -> (Self, Vec<Decision>) {
+        let decisions: Vec<_> = [
+            Decision::of(Side::Egress, source, leaving),
+            Decision::of(Side::Ingress, target, arriving),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        // Each end's policy is one side's business; without both there is no word.
+        let denied = decisions.len() < 2 || decisions.iter().any(|decision| !decision.allow);
+        let verdict = match (denied, leaving["route"].is_null()) {
+            (true, _) => Self::Deny,
+            (false, true) => Self::NoRoute,
+            (false, false) => Self::Allow,
+        };
+        (verdict, decisions)
+    }
+
     fn text(self) -> String {
         match self {
             Self::Allow => paint("allowed", Tone::Good),
@@ -259,6 +294,56 @@ impl Tried {
             columns.row(["", "expected", "", "", &self.expected.text(), "", "", "", &by]);
         }
     }
+}
+
+/// Which pods are on which nodes.
+pub(super) fn who_is_there() -> Vec<Fact> {
+    let node = |node: &NodePlan| {
+        let pods: Vec<_> = node.pods.iter().map(|pod| pod.name).collect();
+        format!("{} ({})", node.name, pods.join(", "))
+    };
+    let cluster = |plan: &ClusterPlan| {
+        let nodes: Vec<_> = plan.nodes.iter().map(node).collect();
+        Fact::new(true, format!("{:<4} {}", plan.name, nodes.join("  ")))
+    };
+    CLUSTERS.iter().map(cluster).collect()
+}
+
+/// The policies of both clusters.
+pub(super) fn policies_in_words() -> Vec<Fact> {
+    vec![
+        Fact::new(
+            true,
+            "app: app == 'backend-app' may open TCP 5432 to app == 'postgres', no more",
+        ),
+        Fact::new(
+            true,
+            "db:  app == 'postgres' takes TCP 5432 from app == 'backend-app', no more; nobody \
+             takes TCP 22",
+        ),
+    ]
+}
+
+/// Whether a node knows who `postgres`' address is, from what `explain` says
+/// there of a connection to it.
+pub(super) fn identity(
+    node: &str,
+    address: Ipv4Addr,
+    answer: &serde_json::Value,
+    expected: bool,
+) -> Fact {
+    let wanted = pod_name("postgres");
+    let identities = answer["to"]["identities"].as_array();
+    let known = identities
+        .into_iter()
+        .flatten()
+        .any(|identity| identity["cluster"] == "db" && identity["name"].as_str() == Some(&*wanted));
+    let text = if known {
+        format!("{node} knows {address} as db:{wanted}")
+    } else {
+        format!("{node} knows nothing of {address}")
+    };
+    Fact::new(known == expected, text)
 }
 
 /// Lines for people. Connections that follow each other are aligned, and the

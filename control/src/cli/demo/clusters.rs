@@ -13,6 +13,7 @@ use tieline_lab::{
 };
 
 use super::manifests::Manifests;
+use super::place::ClusterPlace;
 use super::script::{CLUSTERS, ClusterPlan, NAMESPACE, PORTS};
 use crate::admin::status::Status;
 use crate::resolve::{mac_v4, mac_v6};
@@ -55,7 +56,7 @@ impl Clusters {
         for plan in &CLUSTERS {
             let cluster = Cluster::new(lab, &mut underlay, &spec(plan, &segments)?)?;
             let dir = lab.dir().join("clusters").join(plan.name);
-            let manifests = Manifests::write(&dir, plan, &cluster)?;
+            let manifests = Manifests::write(&dir, plan, ClusterPlace::of(&cluster))?;
             this.clusters.insert(plan.name, (cluster, manifests));
         }
         this.start_servers()?;
@@ -301,7 +302,7 @@ fn cpus() -> anyhow::Result<Vec<usize>> {
 
 /// A node's configuration file. Four daemons share this machine's CPUs, so
 /// each has one and sleeps when idle.
-fn configuration(
+pub(super) fn configuration(
     plan: &ClusterPlan,
     node: &str,
     dir: &Path,
@@ -367,7 +368,7 @@ mod tests {
         for plan in &CLUSTERS {
             let cluster = Cluster::new(&lab, &mut underlay, &spec(plan, &segments)?)?;
             let dir = lab.dir().join(plan.name);
-            let manifests = Manifests::write(&dir, plan, &cluster)?;
+            let manifests = Manifests::write(&dir, plan, ClusterPlace::of(&cluster))?;
             manifests.write_remote(plan.remote, true)?;
             manifests.write_policies(plan.name)?;
             let mut objects = 0;

@@ -11,43 +11,42 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Context;
-use tieline_lab::{Cluster, Node, Pod};
 
+use super::place::{ClusterPlace, NodePlace, PodPlace};
 use super::script::{ClusterPlan, NAMESPACE, PORTS};
 
 /// The directory of a cluster's manifests.
 #[derive(Clone, Debug)]
 pub(super) struct Manifests {
     dir: PathBuf,
+    cluster: ClusterPlace,
 }
 
 impl Manifests {
     /// Writes what the cluster consists of; no policies, not joined to any.
-    pub(super) fn write(dir: &Path, plan: &ClusterPlan, cluster: &Cluster) -> anyhow::Result<Self> {
-        let this = Self { dir: dir.to_owned() };
+    pub(super) fn write(
+        dir: &Path,
+        plan: &ClusterPlan,
+        cluster: ClusterPlace,
+    ) -> anyhow::Result<Self> {
+        let this = Self { dir: dir.to_owned(), cluster };
         fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
         this.replace("namespaces.yaml", &namespaces(plan))?;
-        this.replace("nodes.yaml", &all(&cluster.nodes, node))?;
+        this.replace("nodes.yaml", &all(&this.cluster.nodes, node))?;
         this.replace("ippools.yaml", &pools(plan))?;
-        this.replace("ipamblocks.yaml", &all(&cluster.nodes, blocks))?;
+        this.replace("ipamblocks.yaml", &all(&this.cluster.nodes, blocks))?;
         let apps = plan.nodes.iter().flat_map(|node| node.pods);
         for pod in apps {
-            this.write_pod(cluster, pod.name, pod.app)?;
+            this.write_pod(pod.name, pod.app)?;
         }
         Ok(this)
     }
 
     /// Writes a pod with this label `app`; returns when the file was in place
     /// at the earliest.
-    pub(super) fn write_pod(
-        &self,
-        cluster: &Cluster,
-        name: &str,
-        app: &str,
-    ) -> anyhow::Result<Instant> {
-        let node = cluster.node_of(name).context("a pod without a node")?;
-        let up = cluster.pod(name).context("a pod that is not up")?;
-        self.replace(&format!("pod-{name}.yaml"), &pod(&node.name, up, app))
+    pub(super) fn write_pod(&self, name: &str, app: &str) -> anyhow::Result<Instant> {
+        let (node, place) = self.cluster.pod(name).context("a pod without a node")?;
+        self.replace(&format!("pod-{name}.yaml"), &pod(&node.name, place, app))
     }
 
     /// Writes the RemoteClusterConfiguration that joins the cluster to another.
@@ -128,8 +127,8 @@ metadata:
     )
 }
 
-fn node(node: &Node) -> String {
-    let Node { name, underlay, block_v4, block_v6, .. } = node;
+fn node(node: &NodePlace) -> String {
+    let NodePlace { name, underlay, block: (block_v4, block_v6), .. } = node;
     format!(
         "---
 apiVersion: v1
@@ -146,8 +145,8 @@ status:
   - {{type: InternalIP, address: {v4}}}
   - {{type: InternalIP, address: \"{v6}\"}}
 ",
-        v4 = underlay.v4,
-        v6 = underlay.v6
+        v4 = underlay.0,
+        v6 = underlay.1
     )
 }
 
@@ -179,15 +178,15 @@ spec:
     text
 }
 
-fn blocks(node: &Node) -> String {
-    let v4 = (format!("{}/26", node.block_v4), "vxlan-tunnel-addr", "vxlanTunnelAddress");
-    let v6 = (format!("{}/122", node.block_v6), "vxlan-v6-tunnel-addr", "vxlanV6TunnelAddress");
+fn blocks(node: &NodePlace) -> String {
+    let v4 = (format!("{}/26", node.block.0), "vxlan-tunnel-addr", "vxlanTunnelAddress");
+    let v6 = (format!("{}/122", node.block.1), "vxlan-v6-tunnel-addr", "vxlanV6TunnelAddress");
     [v4, v6].map(|(cidr, handle, kind)| block(node, &cidr, handle, kind)).concat()
 }
 
 /// The first address is the node's tunnel address, then come its pods; all
 /// other addresses of the 64 are free.
-fn block(node: &Node, cidr: &str, handle: &str, kind: &str) -> String {
+fn block(node: &NodePlace, cidr: &str, handle: &str, kind: &str) -> String {
     let name = &node.name;
     let taken = node.pods.len() + 1;
     let allocations: Vec<String> = (0..64)
@@ -202,7 +201,7 @@ fn block(node: &Node, cidr: &str, handle: &str, kind: &str) -> String {
             "  - handle_id: k8s-pod-network.{pod}\n    \
              secondary: {{node: {name}, namespace: {namespace}, pod: {pod}}}\n",
             pod = pod.name,
-            namespace = pod.namespace
+            namespace = NAMESPACE
         );
     }
     format!(
@@ -226,8 +225,8 @@ spec:
     )
 }
 
-fn pod(node: &str, pod: &Pod, app: &str) -> String {
-    let Pod { namespace, name, v4, v6, .. } = pod;
+fn pod(node: &str, pod: &PodPlace, app: &str) -> String {
+    let PodPlace { name, v4, v6 } = pod;
     let ports: String = PORTS
         .iter()
         .map(|port| format!("    - {{name: port-{port}, containerPort: {port}, protocol: TCP}}\n"))
@@ -237,7 +236,7 @@ fn pod(node: &str, pod: &Pod, app: &str) -> String {
 kind: Pod
 metadata:
   name: {name}
-  namespace: {namespace}
+  namespace: {NAMESPACE}
   labels: {{app: {app}}}
 spec:
   nodeName: {node}

@@ -4,9 +4,12 @@
 //! script     the story as a table: acts, connections, what must come of them
 //! ground     what this machine lets us do
 //! clusters   namespaces, pod servers, daemons, questions to them
+//! place      where everything is: addresses
 //! manifests  what Kubernetes and Calico would have stored
 //! play       does what the script says and notes what came of it
-//! account    that, for people and programs
+//! captures   the same where no namespace can be had: packet paths in memory
+//! frames     what pods send there
+//! account    what came of it, for people and programs
 //! ```
 //!
 //! Promises: exit code 0 only if every expectation held; whatever happens, all
@@ -22,17 +25,22 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use tieline_lab::{Closer, Lab, TcpServer, remove_kept};
 
+use super::text::{Tone, paint};
 use super::{Output, verdict};
-use account::Account;
+use account::{Account, Fact, Line, SceneAccount, render};
+use captures::Captures;
 use clusters::Clusters;
 use ground::{Ground, ground};
 use play::Play;
-use script::{END, NAMESPACE, STORY};
+use script::{Act, Beat, Connection, END, NAMESPACE, STORY, Scene};
 
 mod account;
+mod captures;
 mod clusters;
+mod frames;
 mod ground;
 mod manifests;
+mod place;
 mod play;
 mod script;
 
@@ -54,6 +62,25 @@ pub(super) struct DemoArgs {
     /// Serve these TCP ports: what runs in the pods
     #[arg(long, hide = true, value_delimiter = ',', value_name = "PORTS")]
     pod_server: Vec<u16>,
+    /// Make do with less than this machine allows
+    #[arg(long, hide = true, value_enum)]
+    ground: Option<Forced>,
+}
+
+/// Grounds that can be had anywhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Forced {
+    /// As where no network namespace can be made.
+    Captures,
+}
+
+/// Where the story can be played.
+trait Stage {
+    /// Does something to the clusters.
+    fn act(&mut self, act: Act) -> anyhow::Result<Vec<Fact>>;
+
+    /// Asks about connections and makes them, each in both families.
+    fn try_all(&mut self, connections: &[Connection]) -> anyhow::Result<Vec<Line>>;
 }
 
 /// Plays the demo. Exits 1 when something is not as expected.
@@ -65,15 +92,15 @@ pub(super) fn main(args: &DemoArgs) -> anyhow::Result<ExitCode> {
         println!("{} demo(s) removed", remove_kept(PREFIX)?);
         return Ok(ExitCode::SUCCESS);
     }
-    match ground() {
+    let ground = match args.ground {
+        Some(Forced::Captures) => Ground::Nothing("it was asked for".to_owned()),
+        None => ground(),
+    };
+    match ground {
         Ground::Root => in_namespaces(args, "root", "auto"),
         Ground::UserNamespace => in_namespaces(args, "user-namespace", "packet"),
         Ground::Unprivileged => Err(ground::enter_user_namespace()),
-        Ground::Nothing(why) => bail!(
-            "the demo needs network namespaces: run it as root, or allow unprivileged user \
-             namespaces (sysctl user.max_user_namespaces, \
-             kernel.apparmor_restrict_unprivileged_userns): {why}"
-        ),
+        Ground::Nothing(why) => in_memory(args, &why),
     }
 }
 
@@ -94,28 +121,10 @@ fn in_namespaces(args: &DemoArgs, ground: &str, mode: &str) -> anyhow::Result<Ex
     if aloud {
         introduce(ground);
     }
-    let begun = Instant::now();
-    let mut account = Account { ground: ground.to_owned(), ..Account::default() };
-    let mut play = Play::new(&lab, mode, aloud);
-    let played = play_all(&mut play, &mut account, args.keep);
-    account.seconds = begun.elapsed().as_secs_f64();
-    let lines = account.scenes.iter().flat_map(|scene| &scene.lines);
-    let failed = lines.clone().filter(|line| !line.ok()).count();
-    account.ok = played.is_ok() && failed == 0;
-    if let Err(error) = &played {
-        if interrupted.load(Ordering::Relaxed) {
-            // The other thread cleans up and ends the process.
-            loop {
-                std::thread::park();
-            }
-        }
-        eprintln!("tieline demo: {error:#}");
-    }
-    match args.output {
-        Output::Json => println!("{}", serde_json::to_string_pretty(&account)?),
-        Output::Text => conclude(&account, lines.count(), failed),
-    }
-    if failed > 0 {
+    let mut play = Play::new(&lab, mode);
+    let end = (!args.keep).then_some(&END);
+    let account = tell(args, ground, &mut play, end, &interrupted)?;
+    if account.count().1 > 0 {
         for daemon in play.clusters().iter().flat_map(|clusters| clusters.daemons()) {
             eprintln!("\nlog of {}:\n{}", daemon.node, daemon.last_words());
         }
@@ -129,14 +138,91 @@ fn in_namespaces(args: &DemoArgs, ground: &str, mode: &str) -> anyhow::Result<Ex
     Ok(verdict(account.ok))
 }
 
-fn play_all(play: &mut Play<'_>, account: &mut Account, keep: bool) -> anyhow::Result<()> {
-    for (number, scene) in (1..).zip(STORY) {
-        account.scenes.push(play.scene(number, scene)?);
+/// The demo without any kernel's help; `why` it has to do without.
+fn in_memory(args: &DemoArgs, why: &str) -> anyhow::Result<ExitCode> {
+    if args.keep {
+        bail!("--keep needs network namespaces, which can't be made here: {why}; {NAMESPACES_HOW}");
     }
-    if !keep {
-        account.scenes.push(play.scene(STORY.len() + 1, &END)?);
+    let lab = Lab::new(PREFIX)?;
+    let interrupted = clean_up_on_signals(lab.closer())?;
+    if args.output == Output::Text {
+        println!(
+            "Two Calico-like clusters in memory: real configurations, manifests, tables and \
+             frames, each through the packet paths of both its nodes.\nNo network namespaces can \
+             be made here ({why}), so there are no daemons, sockets or kernels. For those, \
+             {NAMESPACES_HOW}."
+        );
     }
-    Ok(())
+    let account = tell(args, "captures", &mut Captures::new(&lab), None, &interrupted)?;
+    Ok(verdict(account.ok))
+}
+
+/// What to do about missing namespaces.
+const NAMESPACES_HOW: &str = "run the demo as root, or allow unprivileged user namespaces (sysctl \
+                              user.max_user_namespaces, kernel.apparmor_restrict_unprivileged_userns)";
+
+/// Tells the story on a stage, and how it ends, and gives account.
+fn tell(
+    args: &DemoArgs,
+    ground: &str,
+    stage: &mut dyn Stage,
+    end: Option<&Scene>,
+    interrupted: &AtomicBool,
+) -> anyhow::Result<Account> {
+    let aloud = args.output == Output::Text;
+    let begun = Instant::now();
+    let mut account = Account { ground: ground.to_owned(), ..Account::default() };
+    let mut played = Ok(());
+    for (number, scene) in (1..).zip(STORY.iter().chain(end)) {
+        match play_scene(stage, number, scene, aloud) {
+            Ok(scene) => account.scenes.push(scene),
+            Err(error) => {
+                played = Err(error);
+                break;
+            }
+        }
+    }
+    account.seconds = begun.elapsed().as_secs_f64();
+    let (count, failed) = account.count();
+    account.ok = played.is_ok() && failed == 0;
+    if let Err(error) = &played {
+        if interrupted.load(Ordering::Relaxed) {
+            // The other thread cleans up and ends the process.
+            loop {
+                std::thread::park();
+            }
+        }
+        eprintln!("tieline demo: {error:#}");
+    }
+    match args.output {
+        Output::Json => println!("{}", serde_json::to_string_pretty(&account)?),
+        Output::Text => conclude(&account, count, failed),
+    }
+    Ok(account)
+}
+
+fn play_scene(
+    stage: &mut dyn Stage,
+    number: usize,
+    scene: &Scene,
+    aloud: bool,
+) -> anyhow::Result<SceneAccount> {
+    let mut account = SceneAccount { title: scene.title.to_owned(), lines: Vec::new() };
+    if aloud {
+        let title = format!("{number}. {}", scene.title);
+        println!("\n{}", paint(&title, Tone::Strong));
+    }
+    for beat in scene.beats {
+        let lines = match beat {
+            Beat::Do(act) => stage.act(*act)?.into_iter().map(Line::Fact).collect(),
+            Beat::Try(connections) => stage.try_all(connections)?,
+        };
+        if aloud {
+            print!("{}", render(&lines));
+        }
+        account.lines.extend(lines);
+    }
+    Ok(account)
 }
 
 /// Ends everything on SIGINT, SIGTERM and SIGHUP, then the process.
@@ -184,7 +270,6 @@ fn introduce(ground: &str) {
 }
 
 fn conclude(account: &Account, count: usize, failed: usize) {
-    use super::text::{Tone, paint};
     let seconds = account.seconds;
     let text = if account.ok {
         paint(&format!("All {count} expectations held, in {seconds:.1} s."), Tone::Good)

@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use tieline_lab::{Lab, Outcome, Stream, UdpServer, bulk, connect, udp_blast};
 
-use super::account::{Decision, Fact, Line, SceneAccount, Tried, Verdict, render};
-use super::clusters::{Clusters, Daemon, PATIENCE};
-use super::script::{
-    Act, Beat, CLUSTERS, Connection, Expect, NAMESPACE, PORTS, Scene, Side, UDP_PORT,
+use super::Stage;
+use super::account::{
+    Decision, Fact, Line, Tried, Verdict, identity, policies_in_words, who_is_there,
 };
+use super::clusters::{Clusters, Daemon, PATIENCE};
+use super::script::{Act, CLUSTERS, Connection, Expect, PORTS, UDP_PORT, pod_name};
 use crate::admin::status::Status;
-use crate::cli::text::{Tone, paint};
 
 /// How long a connection that must work may take, and one that must not is
 /// given to work all the same.
@@ -43,55 +43,17 @@ pub(super) struct Play<'a> {
     /// Whether the kernel's own vxlan devices carry the traffic within each
     /// cluster.
     kernel_vxlan: bool,
-    /// Whether to print lines as they come.
-    aloud: bool,
 }
 
 impl<'a> Play<'a> {
     /// A play in an empty lab.
-    pub(super) fn new(lab: &'a Lab, mode: &'a str, aloud: bool) -> Self {
-        Self { lab, mode, clusters: None, kernel_vxlan: false, aloud }
-    }
-
-    /// Plays one scene.
-    pub(super) fn scene(&mut self, number: usize, scene: &Scene) -> anyhow::Result<SceneAccount> {
-        let mut account = SceneAccount { title: scene.title.to_owned(), lines: Vec::new() };
-        if self.aloud {
-            let title = format!("{number}. {}", scene.title);
-            println!("\n{}", paint(&title, Tone::Strong));
-        }
-        for beat in scene.beats {
-            let lines = match beat {
-                Beat::Do(act) => self.act(*act)?.into_iter().map(Line::Fact).collect(),
-                Beat::Try(connections) => self.try_all(connections)?,
-            };
-            if self.aloud {
-                print!("{}", render(&lines));
-            }
-            account.lines.extend(lines);
-        }
-        Ok(account)
+    pub(super) fn new(lab: &'a Lab, mode: &'a str) -> Self {
+        Self { lab, mode, clusters: None, kernel_vxlan: false }
     }
 
     /// What is up, once it is.
     pub(super) fn clusters(&self) -> anyhow::Result<&Clusters> {
         self.clusters.as_ref().context("the clusters are not up yet")
-    }
-
-    fn act(&mut self, act: Act) -> anyhow::Result<Vec<Fact>> {
-        match act {
-            Act::StandUp => self.stand_up(),
-            Act::Join => self.join(),
-            Act::Beside => self.beside(),
-            Act::ApplyPolicies => self.apply_policies(),
-            Act::Relabel => self.relabel(),
-            Act::LabelBack => self.label_back(),
-            Act::OverlayOff => self.overlay_off(),
-            Act::Leave => self.leave(),
-            Act::Bulk => self.bulk(),
-            Act::SmallPackets => self.small_packets(),
-            Act::Stop => self.stop(),
-        }
     }
 
     fn stand_up(&mut self) -> anyhow::Result<Vec<Fact>> {
@@ -109,15 +71,7 @@ impl<'a> Play<'a> {
         if self.kernel_vxlan {
             clusters.add_kernel_vxlan()?;
         }
-        let mut facts = Vec::new();
-        for plan in &CLUSTERS {
-            let node = |node: &super::script::NodePlan| {
-                let pods: Vec<_> = node.pods.iter().map(|pod| pod.name).collect();
-                format!("{} ({})", node.name, pods.join(", "))
-            };
-            let nodes: Vec<_> = plan.nodes.iter().map(node).collect();
-            facts.push(Fact::new(true, format!("{:<4} {}", plan.name, nodes.join("  "))));
-        }
+        let mut facts = who_is_there();
         facts.push(Fact::new(
             true,
             "net  app-1 and db-1 each behind the router; app-2 and db-2 on one segment; \
@@ -172,17 +126,7 @@ impl<'a> Play<'a> {
         let daemon = clusters.daemon_of("backend")?;
         let address = clusters.pod("postgres")?.v4;
         let answer = clusters.explain(daemon, &pod_name("backend"), &address.to_string(), 5432)?;
-        let wanted = pod_name("postgres");
-        let identities = answer["to"]["identities"].as_array();
-        let known = identities.into_iter().flatten().any(|identity| {
-            identity["cluster"] == "db" && identity["name"].as_str() == Some(&*wanted)
-        });
-        let text = if known {
-            format!("{} knows {address} as db:{wanted}", daemon.node)
-        } else {
-            format!("{} knows nothing of {address}", daemon.node)
-        };
-        Ok(Fact::new(known == expected, text))
+        Ok(identity(&daemon.node, address, &answer, expected))
     }
 
     /// Makes a connection between two nodes of one cluster.
@@ -212,17 +156,7 @@ impl<'a> Play<'a> {
         for plan in &CLUSTERS {
             clusters.cluster(plan.name)?.1.write_policies(plan.name)?;
         }
-        Ok(vec![
-            Fact::new(
-                true,
-                "app: app == 'backend-app' may open TCP 5432 to app == 'postgres', no more",
-            ),
-            Fact::new(
-                true,
-                "db:  app == 'postgres' takes TCP 5432 from app == 'backend-app', no more; \
-                 nobody takes TCP 22",
-            ),
-        ])
+        Ok(policies_in_words())
     }
 
     fn relabel(&self) -> anyhow::Result<Vec<Fact>> {
@@ -231,8 +165,8 @@ impl<'a> Play<'a> {
         let to = SocketAddr::new(clusters.pod("postgres")?.v4.into(), 5432);
         let stream = Stream::start(from, to, BEAT, MUST)?;
         stream.wait_answers(50, PATIENCE)?;
-        let (cluster, manifests) = clusters.cluster("db")?;
-        let written = manifests.write_pod(cluster, "postgres", "postgres-canary")?;
+        let (_, manifests) = clusters.cluster("db")?;
+        let written = manifests.write_pod("postgres", "postgres-canary")?;
         let cut = match stream.wait_stall(QUIET, PATIENCE) {
             Ok(stall) => stall.last_answer.max(stall.first_unanswered),
             Err(error) => return Ok(vec![Fact::new(false, format!("not cut: {error}"))]),
@@ -249,8 +183,7 @@ impl<'a> Play<'a> {
     }
 
     fn label_back(&self) -> anyhow::Result<Vec<Fact>> {
-        let (cluster, manifests) = self.clusters()?.cluster("db")?;
-        manifests.write_pod(cluster, "postgres", "postgres")?;
+        self.clusters()?.cluster("db")?.1.write_pod("postgres", "postgres")?;
         Ok(vec![Fact::new(true, "postgres: app=postgres again")])
     }
 
@@ -376,10 +309,28 @@ impl<'a> Play<'a> {
         let statuses = both.map(|daemon| clusters.status(daemon));
         Ok(ports(statuses.iter().flatten()))
     }
+}
+
+impl Stage for Play<'_> {
+    fn act(&mut self, act: Act) -> anyhow::Result<Vec<Fact>> {
+        match act {
+            Act::StandUp => self.stand_up(),
+            Act::Join => self.join(),
+            Act::Beside => self.beside(),
+            Act::ApplyPolicies => self.apply_policies(),
+            Act::Relabel => self.relabel(),
+            Act::LabelBack => self.label_back(),
+            Act::OverlayOff => self.overlay_off(),
+            Act::Leave => self.leave(),
+            Act::Bulk => self.bulk(),
+            Act::SmallPackets => self.small_packets(),
+            Act::Stop => self.stop(),
+        }
+    }
 
     /// Asks about connections and makes them, all at once, each in both
     /// families.
-    fn try_all(&self, connections: &[Connection]) -> anyhow::Result<Vec<Line>> {
+    fn try_all(&mut self, connections: &[Connection]) -> anyhow::Result<Vec<Line>> {
         let clusters = self.clusters()?;
         let both = |connection| [(connection, false), (connection, true)];
         let wanted: Vec<_> = connections.iter().flat_map(both).collect();
@@ -396,10 +347,6 @@ impl<'a> Play<'a> {
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-fn pod_name(pod: &str) -> String {
-    format!("{NAMESPACE}/{pod}")
 }
 
 /// What the daemon says of its remote cluster.
@@ -476,19 +423,5 @@ fn judge(
     let (from_pod, to_pod) = (pod_name(connection.from), pod_name(connection.to));
     let leaving = clusters.explain(source, &from_pod, &to.to_string(), connection.port)?;
     let arriving = clusters.explain(target, &from.to_string(), &to_pod, connection.port)?;
-    let decisions: Vec<_> = [
-        Decision::of(Side::Egress, &source.node, &leaving),
-        Decision::of(Side::Ingress, &target.node, &arriving),
-    ]
-    .into_iter()
-    .flatten()
-    .collect();
-    // Each end's policy is one side's business; without both there is no word.
-    let denied = decisions.len() < 2 || decisions.iter().any(|decision| !decision.allow);
-    let verdict = match (denied, leaving["route"].is_null()) {
-        (true, _) => Verdict::Deny,
-        (false, true) => Verdict::NoRoute,
-        (false, false) => Verdict::Allow,
-    };
-    Ok((verdict, decisions))
+    Ok(Verdict::of((&source.node, &leaving), (&target.node, &arriving)))
 }

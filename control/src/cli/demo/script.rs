@@ -30,6 +30,12 @@ pub(super) struct PodPlan {
 /// The Kubernetes namespace of all pods: policies of one namespace reach pods
 /// of the namespace with the same name in other clusters.
 pub(super) const NAMESPACE: &str = "shop";
+
+/// A pod by its full name, as the command line takes it.
+pub(super) fn pod_name(pod: &str) -> String {
+    format!("{NAMESPACE}/{pod}")
+}
+
 /// What the pods serve; every pod serves both.
 pub(super) const PORTS: [u16; 2] = [22, 5432];
 /// Where the small packets go.
