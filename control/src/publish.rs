@@ -11,7 +11,7 @@ use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use ahash::HashMap;
+use ahash::{HashMap, HashSet};
 use tieline_dataplane::addr::{Addr, Prefix};
 use tieline_dataplane::publish::{Publisher, Reader};
 use tieline_dataplane::tables::{
@@ -100,9 +100,9 @@ impl Tables {
         adjacencies: &BTreeMap<IpAddr, Adjacency>,
     ) -> Content {
         self.vtep_ids.retain(|key| resolved.vteps.contains_key(key));
-        self.node_ids.retain(|(cluster, node)| {
-            resolved.vteps.keys().any(|key| key.cluster == *cluster && key.node == *node)
-        });
+        let nodes: HashSet<(&ClusterId, &str)> =
+            resolved.vteps.keys().map(|key| (&key.cluster, key.node.as_str())).collect();
+        self.node_ids.retain(|(cluster, node)| nodes.contains(&(cluster, node.as_str())));
         let mut content = Content { overlay: Some(overlay), ..Content::default() };
         for (key, vtep) in &resolved.vteps {
             let node = NodeId(self.node_ids.get(&(key.cluster.clone(), key.node.clone())));

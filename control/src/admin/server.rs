@@ -1,7 +1,8 @@
 //! The Unix socket's server side.
 
+use std::fs::{self, DirBuilder, Permissions};
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -18,28 +19,32 @@ const LONGEST_REQUEST: u64 = 64 << 20;
 pub struct Server {
     listener: UnixListener,
     path: PathBuf,
+    /// Device and inode, to know our own file again.
+    file: (u64, u64),
 }
 
 impl Server {
-    /// Listens at `path`, which only its owner may then use. A socket that a
-    /// dead daemon has left is replaced; one that answers is not.
+    /// Listens at `path`, which only its owner may use at any time. A socket
+    /// that a dead daemon has left is replaced; one that answers is not, and
+    /// neither is a file of another kind.
     pub fn bind(path: &Path) -> io::Result<Self> {
-        if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder)?;
+        let folder = path.parent().unwrap_or(Path::new(""));
+        if !folder.as_os_str().is_empty() {
+            fs::create_dir_all(folder)?;
         }
-        if std::os::unix::net::UnixStream::connect(path).is_ok() {
-            return Err(io::Error::new(
-                io::ErrorKind::AddrInUse,
-                "another tieline daemon answers on this socket",
-            ));
-        }
-        match std::fs::remove_file(path) {
+        replaceable(path)?;
+        // Between bind and chmod a socket may be open to others, so it takes
+        // its name only when that is done.
+        let private = folder.join(format!(".{}.new", std::process::id()));
+        match fs::remove_dir_all(&private) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
+            _ => DirBuilder::new().mode(0o700).create(&private)?,
         }
-        let listener = UnixListener::bind(path)?;
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-        Ok(Self { listener, path: path.to_owned() })
+        let bound = bind_within(&private, path);
+        let removed = fs::remove_dir_all(&private);
+        let (listener, file) = bound?;
+        let server = Self { listener, path: path.to_owned(), file };
+        removed.map(|()| server)
     }
 
     /// Serves until dropped.
@@ -66,9 +71,46 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // It may be gone already; nothing depends on it.
-        let _ = std::fs::remove_file(&self.path);
+        // It may be gone already, or another daemon's; nothing depends on it.
+        if fs::symlink_metadata(&self.path).is_ok_and(|found| identity(&found) == self.file) {
+            let _ = fs::remove_file(&self.path);
+        }
     }
+}
+
+/// Whether there is nothing at the path that someone may need.
+fn replaceable(path: &Path) -> io::Result<()> {
+    let found = match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        found => found?,
+    };
+    let (kind, message) = if !found.file_type().is_socket() {
+        let message =
+            "is there and is not a socket; remove it, or set admin.socket to another path";
+        (io::ErrorKind::AlreadyExists, message)
+    } else if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        let message = "is the socket of another tieline daemon, which answers; end that one first, \
+                       or set admin.socket to another path";
+        (io::ErrorKind::AddrInUse, message)
+    } else {
+        return Ok(());
+    };
+    Err(io::Error::new(kind, format!("{} {message}", path.display())))
+}
+
+/// Binds a socket in a folder that nobody else can enter, and moves it to its
+/// path when only its owner may use it.
+fn bind_within(private: &Path, path: &Path) -> io::Result<(UnixListener, (u64, u64))> {
+    let unready = private.join("s");
+    let listener = UnixListener::bind(&unready)?;
+    fs::set_permissions(&unready, Permissions::from_mode(0o600))?;
+    let file = identity(&fs::symlink_metadata(&unready)?);
+    fs::rename(&unready, path)?;
+    Ok((listener, file))
+}
+
+fn identity(file: &fs::Metadata) -> (u64, u64) {
+    (file.dev(), file.ino())
 }
 
 async fn converse(stream: UnixStream, desk: &Desk) -> io::Result<()> {
@@ -94,3 +136,6 @@ async fn converse(stream: UnixStream, desk: &Desk) -> io::Result<()> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

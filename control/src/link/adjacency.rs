@@ -43,6 +43,8 @@ struct Path {
 struct Asked {
     again: Instant,
     pause: Duration,
+    /// The kernel would not even ask, and why.
+    refused: Option<Errno>,
 }
 
 /// What is remembered between two looks.
@@ -95,7 +97,7 @@ impl Resolver {
                 Some(asked) => (asked.pause * 2).min(LONGEST_PAUSE),
                 None => FIRST_PAUSE,
             };
-            self.asked.insert(*key, Asked { again: now + pause, pause });
+            self.asked.insert(*key, Asked { again: now + pause, pause, refused: None });
             if neighbors.get(key).is_none_or(Neighbor::wants_probe) {
                 ask.push(*key);
             }
@@ -108,6 +110,7 @@ fn resolve(
     lookup: &Lookup,
     links: &BTreeMap<u32, Link>,
     neighbors: &BTreeMap<(u32, IpAddr), Neighbor>,
+    asked: &BTreeMap<(u32, IpAddr), Asked>,
 ) -> Adjacency {
     let unresolved = |reason| Adjacency::Unresolved { reason };
     let path = match lookup {
@@ -120,15 +123,22 @@ fn resolve(
     if !link.running() {
         return unresolved(format!("underlay device {} is down", link.name));
     }
-    let neighbor = neighbors.get(&(path.device, path.next_hop));
-    match neighbor.and_then(Neighbor::usable_mac) {
-        Some(next_hop_mac) => Adjacency::Resolved {
+    let hop = (path.device, path.next_hop);
+    let refused = asked.get(&hop).and_then(|asked| asked.refused);
+    match (neighbors.get(&hop).and_then(Neighbor::usable_mac), refused) {
+        (Some(next_hop_mac), _) => Adjacency::Resolved {
             source: path.source,
             source_mac: link.mac,
             next_hop_mac,
             device: path.device,
         },
-        None => unresolved(format!(
+        (None, Some(errno)) => unresolved(format!(
+            "the kernel does not resolve next hop {} on {}: {}",
+            path.next_hop,
+            link.name,
+            std::io::Error::from(errno)
+        )),
+        (None, None) => unresolved(format!(
             "next hop {} on {} has not answered for its MAC address",
             path.next_hop, link.name
         )),
@@ -138,8 +148,9 @@ fn resolve(
 impl Netlink {
     /// How the kernel reaches each of these underlay addresses, by what is
     /// known right now; the kernel is asked to find out what is not. Answers
-    /// show as [`super::Changed::adjacencies`]. Ask [`Netlink::underlay`]
-    /// first.
+    /// show as [`super::Changed::adjacencies`]. What the kernel refuses of one
+    /// address leaves that address unresolved and no other. Ask
+    /// [`Netlink::underlay`] first.
     pub async fn adjacencies(
         &mut self,
         addresses: &BTreeSet<IpAddr>,
@@ -155,13 +166,17 @@ impl Netlink {
         let paths = self.resolver.lookups.values().flatten();
         let hops: BTreeSet<_> = paths.map(|path| (path.device, path.next_hop)).collect();
         for (device, next_hop) in self.resolver.take_due(&hops, &neighbors, Instant::now()) {
-            self.ask_for(device, next_hop).await?;
+            let refused = self.ask_for(device, next_hop).await?;
+            if let Some(asked) = self.resolver.asked.get_mut(&(device, next_hop)) {
+                asked.refused = refused;
+            }
         }
         self.interest.watch_adjacencies(addresses, &hops, &neighbors);
-        let links = &self.resolver.links;
-        let resolved =
-            |(address, lookup): (&IpAddr, &Lookup)| (*address, resolve(lookup, links, &neighbors));
-        Ok(self.resolver.lookups.iter().map(resolved).collect())
+        let Resolver { links, lookups, asked, .. } = &self.resolver;
+        let resolved = |(address, lookup): (&IpAddr, &Lookup)| {
+            (*address, resolve(lookup, links, &neighbors, asked))
+        };
+        Ok(lookups.iter().map(resolved).collect())
     }
 
     async fn look_up(&self, address: IpAddr) -> Result<Lookup, LinkError> {
@@ -174,11 +189,7 @@ impl Netlink {
         let route = match self.requests.get(request).await {
             Ok(Some(RouteNetlinkMessage::NewRoute(message))) => Route::read(&message),
             Ok(_) => None,
-            Err(Refusal::Errno(Errno::NETUNREACH | Errno::HOSTUNREACH)) => None,
-            // A blackhole or prohibit route, or a source that has just gone.
-            Err(Refusal::Errno(Errno::INVAL | Errno::ACCESS)) => {
-                return Ok(Err(format!("the node's routes reject {address} from {source}")));
-            }
+            Err(Refusal::Errno(errno)) => return Ok(Err(why_not(address, *source, errno))),
             Err(refusal) => return Err(refusal.of(format!("look up the route to {address}"))),
         };
         match route {
@@ -188,23 +199,45 @@ impl Netlink {
                     let next_hop = next_hop.unwrap_or(address);
                     return Ok(Ok(Path { device, next_hop, source: *source }));
                 }
-                let name = self.device_name(device).await?;
+                let name = match self.device_name(device).await {
+                    Err(LinkError::Refused { .. }) => format!("of index {device}"),
+                    name => name?,
+                };
                 Ok(Err(format!(
                     "its route leaves by device {name}, which is not in the underlay; \
                      correct the route, or name the device under underlay.devices"
                 )))
             }
-            _ => Ok(Err(format!("the node has no route to {address}; add one"))),
+            _ => Ok(Err(why_not(address, *source, Errno::NETUNREACH))),
         }
     }
 
-    async fn ask_for(&self, device: u32, next_hop: IpAddr) -> Result<(), LinkError> {
+    /// Asks the kernel to resolve a next hop; answers with what it says when it
+    /// does not want to. A device that has just gone or is down is one reason,
+    /// a full neighbor table another.
+    async fn ask_for(&self, device: u32, next_hop: IpAddr) -> Result<Option<Errno>, LinkError> {
         match self.requests.replace(use_message(device, next_hop)).await {
-            // The device has just gone or is down: its event follows.
-            Err(Refusal::Errno(Errno::NODEV | Errno::NETDOWN | Errno::INVAL)) => Ok(()),
-            outcome => {
-                outcome.map_err(|refusal| refusal.of(format!("resolve neighbor {next_hop}")))
-            }
+            Ok(()) => Ok(None),
+            Err(Refusal::Errno(errno)) => Ok(Some(errno)),
+            Err(refusal) => Err(refusal.of(format!("resolve neighbor {next_hop}"))),
+        }
+    }
+}
+
+/// What the kernel's refusal of a route means. None is more than a matter of
+/// this address: another one may well have a route.
+fn why_not(address: IpAddr, source: IpAddr, errno: Errno) -> String {
+    match errno {
+        Errno::NETUNREACH | Errno::HOSTUNREACH => {
+            format!("the node has no route to {address}; add one")
+        }
+        // A blackhole, prohibit or throw route, or a source that has just gone.
+        Errno::INVAL | Errno::ACCESS | Errno::AGAIN => {
+            format!("the node's routes reject {address} from {source}")
+        }
+        _ => {
+            let error = std::io::Error::from(errno);
+            format!("the kernel gives no route to {address} from {source}: {error}")
         }
     }
 }

@@ -97,26 +97,11 @@ pub(super) struct Interest {
     underlay_held: BTreeSet<(u32, IpAddr)>,
     /// By family (IPv4 first), so that the range of a prefix is one range.
     vteps: BTreeSet<(bool, Addr)>,
-    next_hops: BTreeMap<(u32, IpAddr), Seen>,
+    /// The MAC of each, if it was usable.
+    next_hops: BTreeMap<(u32, IpAddr), Option<MacAddr>>,
     prefixes: BTreeSet<Prefix>,
     /// By index; nothing when they don't matter.
     receivers: Option<BTreeMap<u32, Receiver>>,
-}
-
-/// What of a neighbor makes a difference.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Seen {
-    mac: Option<MacAddr>,
-    wants_probe: bool,
-}
-
-impl Seen {
-    fn of(neighbor: Option<&Neighbor>) -> Self {
-        Self {
-            mac: neighbor.and_then(Neighbor::usable_mac),
-            wants_probe: neighbor.is_none_or(Neighbor::wants_probe),
-        }
-    }
 }
 
 impl Interest {
@@ -168,8 +153,8 @@ impl Interest {
         neighbors: &BTreeMap<(u32, IpAddr), Neighbor>,
     ) {
         self.vteps = addresses.iter().map(|ip| (ip.is_ipv6(), Addr::from(*ip))).collect();
-        let seen = next_hops.iter().map(|key| (*key, Seen::of(neighbors.get(key))));
-        self.next_hops = seen.collect();
+        let usable = |key| neighbors.get(key).and_then(Neighbor::usable_mac);
+        self.next_hops = next_hops.iter().map(|key| (*key, usable(key))).collect();
     }
 
     /// What is due because of this event.
@@ -274,9 +259,12 @@ impl Interest {
             let right = added && is_ours(neighbor);
             return if wanted && !right { Changed::GATEWAY } else { Changed::NOTHING };
         }
-        let seen = Seen::of(added.then_some(neighbor));
+        let usable = added.then(|| neighbor.usable_mac()).flatten();
+        // Each look asks for what is stale, so that the next time it becomes
+        // stale is news; one without a MAC is asked for when its pause is over.
+        let refresh = usable.is_some() && neighbor.wants_probe();
         let known = self.next_hops.get(&(neighbor.device, neighbor.ip));
-        let adjacencies = known.is_some_and(|known| *known != seen);
+        let adjacencies = known.is_some_and(|known| refresh || *known != usable);
         Changed { adjacencies, ..Changed::NOTHING }
     }
 }

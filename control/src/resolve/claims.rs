@@ -1,4 +1,5 @@
-//! What the local cluster owns: no remote cluster can claim any of it.
+//! What the local cluster owns or is connected to: no remote cluster can claim
+//! any of it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -7,12 +8,39 @@ use tieline_dataplane::addr::{Addr, Prefix};
 
 use crate::state::World;
 
-/// Ranges and addresses of the local cluster, each with the object that owns
-/// it.
+/// Ranges, addresses and underlay networks of the local cluster, each with the
+/// object that it is known from.
 pub(super) struct Claims {
-    /// By family (IPv4 is true) and first address; none lies in another.
-    ranges: BTreeMap<(bool, Addr), (Prefix, String)>,
+    ranges: Ranges,
+    networks: Ranges,
     addresses: BTreeMap<Addr, String>,
+}
+
+/// Ranges with their owners, by family (IPv4 is true) and first address; none
+/// lies in another.
+struct Ranges(BTreeMap<(bool, Addr), (Prefix, String)>);
+
+impl Ranges {
+    fn new(mut all: Vec<(Prefix, String)>) -> Self {
+        all.sort_by_key(|(prefix, _)| prefix.len128());
+        let mut ranges = Self(BTreeMap::new());
+        for (prefix, owner) in all {
+            if ranges.overlapping(&prefix).is_none() {
+                ranges.0.insert((prefix.is_v4(), prefix.addr()), (prefix, owner));
+            }
+        }
+        ranges
+    }
+
+    /// As ranges don't overlap, only the last that begins at or before a
+    /// prefix and the first that begins within it can overlap it.
+    fn overlapping(&self, prefix: &Prefix) -> Option<(&Prefix, &str)> {
+        let key = (prefix.is_v4(), prefix.addr());
+        let before = self.0.range(..=key).next_back();
+        let after = self.0.range(key..).next();
+        let mut near = before.into_iter().chain(after).map(|(_, range)| range);
+        near.find_map(|(range, owner)| range.overlaps(prefix).then_some((range, owner.as_str())))
+    }
 }
 
 impl Claims {
@@ -38,15 +66,8 @@ impl Claims {
                 addresses.insert(addr.into(), format!("Node {name}"));
             }
         }
-        let mut all: Vec<(Prefix, String)> = pools.chain(blocks).collect();
-        all.sort_by_key(|(prefix, _)| prefix.len128());
-        let mut claims = Self { ranges: BTreeMap::new(), addresses };
-        for (prefix, owner) in all {
-            if claims.range(&prefix).is_none() {
-                claims.ranges.insert((prefix.is_v4(), prefix.addr()), (prefix, owner));
-            }
-        }
-        claims
+        let ranges = Ranges::new(pools.chain(blocks).collect());
+        Self { ranges, networks: Ranges::new(networks(world)), addresses }
     }
 
     /// The local object that owns an address.
@@ -58,20 +79,30 @@ impl Claims {
     pub(super) fn overlapping(&self, prefix: &Prefix) -> Option<&str> {
         let first = self.addresses.range(prefix.addr()..).next();
         let address = first.filter(|(addr, _)| prefix.contains(**addr)).map(|(_, owner)| owner);
-        address.map(String::as_str).or_else(|| self.range(prefix))
+        address.map(String::as_str).or_else(|| Some(self.ranges.overlapping(prefix)?.1))
     }
 
-    /// As ranges don't overlap, only the last that begins at or before a
-    /// prefix and the first that begins within it can overlap it.
-    fn range(&self, prefix: &Prefix) -> Option<&str> {
-        let key = (prefix.is_v4(), prefix.addr());
-        let before = self.ranges.range(..=key).next_back();
-        let after = self.ranges.range(key..).next();
-        let overlapping = before.into_iter().chain(after);
-        overlapping
-            .map(|(_, range)| range)
-            .find_map(|(range, owner)| range.overlaps(prefix).then_some(owner.as_str()))
+    /// A network that local nodes are connected to and that overlaps a range,
+    /// and one of these nodes. Nodes of other clusters may be in that network
+    /// too, so its addresses are not the local cluster's own; but a route to a
+    /// range of it would beat the node's connected route.
+    pub(super) fn network(&self, prefix: &Prefix) -> Option<(&Prefix, &str)> {
+        self.networks.overlapping(prefix)
     }
+}
+
+/// Networks of the local nodes' annotated addresses. A length that covers one
+/// address or all says nothing of a network.
+fn networks(world: &World) -> Vec<(Prefix, String)> {
+    let nodes = world.local.nodes.iter();
+    let addresses = nodes.flat_map(|(name, node)| {
+        [node.ipv4, node.ipv6].into_iter().flatten().map(move |address| (name, address))
+    });
+    let networks = addresses.filter_map(|(name, (addr, len))| {
+        let network = Prefix::new(addr, len).filter(|network| !network.is_empty())?;
+        (network != Prefix::host(addr.into())).then(|| (network, format!("Node {name}")))
+    });
+    networks.collect()
 }
 
 /// Why no cluster can own a range, for ranges that none can.

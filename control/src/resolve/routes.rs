@@ -6,11 +6,14 @@
 //!
 //! 1. No cluster owns loopback, link-local, multicast or the default route.
 //! 2. What overlaps something that the local cluster owns is refused.
-//! 3. The most specific IPPool of the same cluster must have VXLAN on.
-//! 4. A range with a node's underlay address in it is refused: its packets
+//! 3. What overlaps a network that a local node is connected to (that of its
+//!    annotated address and prefix length) is refused: its route would beat the
+//!    node's connected route.
+//! 4. The most specific IPPool of the same cluster must have VXLAN on.
+//! 5. A range with a node's underlay address in it is refused: its packets
 //!    would be sent into the tunnel that they carry.
-//! 5. Of what two remote clusters claim, neither gets the overlap.
-//! 6. The node must have a VTEP.
+//! 6. Of what two remote clusters claim, neither gets the overlap.
+//! 7. The node must have a VTEP.
 //!
 //! Remote nodes of a CrossSubnet pool are reached by VXLAN in the same subnet
 //! too: nothing else would program the direct route, and VXLAN is accepted
@@ -226,6 +229,12 @@ impl Check<'_> {
             format!("{what} belongs to no cluster; correct the object")
         } else if let Some(local) = self.claims.overlapping(prefix) {
             format!("it overlaps local {local}, which wins; give the clusters ranges of their own")
+        } else if let Some((network, local)) = self.claims.network(prefix) {
+            format!(
+                "it overlaps network {network} of local {local}, to which the node's own route \
+                 leads; give the pool a range outside of the nodes' networks, or correct the \
+                 node's annotated prefix length"
+            )
         } else if let Some((name, pool)) = pool {
             if !matches!(pool.encapsulation, Encapsulation::Vxlan | Encapsulation::VxlanCrossSubnet)
             {
@@ -337,25 +346,34 @@ fn has_vtep(
 }
 
 /// Felix masquerades what leaves a pool with natOutgoing for an address in no
-/// pool that it knows, and remote pools it does not know.
+/// pool that it knows, and remote pools it does not know. Then packets come to
+/// us from the node's tunnel address, which no pod's rules apply to. Where a
+/// FelixConfiguration shows that Felix runs, this is so; else it may be.
 fn warn_of_masquerade(
     world: &World,
     cluster: &ClusterId,
     objects: &ClusterObjects,
     notes: &mut Notes,
 ) {
-    let local = || world.local.pools.values();
+    let local = || world.local.pools.iter();
+    let (severity, masquerades) = if world.local.felix.is_empty() {
+        (Severity::Warning, "Felix, where it runs, masquerades")
+    } else {
+        (Severity::Error, "Felix masquerades")
+    };
     for (name, pool) in &objects.pools {
         let v4 = pool.cidr.is_v4();
-        let masqueraded = local().any(|pool| pool.nat_outgoing && pool.cidr.is_v4() == v4);
-        let known = ancestors(&pool.cidr).any(|range| local().any(|pool| pool.cidr == range));
-        if masqueraded && !known {
+        let natted = local().find(|(_, pool)| pool.nat_outgoing && pool.cidr.is_v4() == v4);
+        let known = ancestors(&pool.cidr).any(|range| local().any(|(_, pool)| pool.cidr == range));
+        if let Some((nat, _)) = natted.filter(|_| !known) {
             let message = format!(
-                "packets from local pods to {} are masqueraded, so labels of local pods don't \
-                 count there; create a local IPPool with this cidr and disabled: true",
-                pool.cidr
+                "{masquerades} packets from pods of local IPPool {nat} (natOutgoing) to {cidr} as \
+                 its node's tunnel address, so egress rules of these pods are not applied to them \
+                 here, and the pods' labels don't count there; create a local IPPool with cidr \
+                 {cidr} and disabled: true",
+                cidr = pool.cidr
             );
-            notes.add(Severity::Warning, cluster, format!("IPPool {name}"), &message);
+            notes.add(severity, cluster, format!("IPPool {name}"), &message);
         }
     }
 }

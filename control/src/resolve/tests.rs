@@ -397,6 +397,42 @@ fn local_wins_over_remote() {
 }
 
 #[test]
+fn no_remote_range_lies_in_a_local_nodes_network() {
+    let six = "    projectcalico.org/IPv6Address: fd00:1::2/64\n";
+    let two = node("app-2", 2, "10.1.0.64");
+    let local = app().replace(&two, &(two.clone() + six));
+    let cases = [("172.16.2.128/26", "172.16.2.0/24"), ("fd00:1::40/122", "fd00:1::/64")];
+    for (range, network) in cases {
+        let far = db() + &pool("bad", &format!("\"{range}\""), "") + &block(range, "db-1", &[]);
+        let resolved = resolve(&world(&local, &[("db", &far)]));
+        assert_eq!(resolved.routes.len(), LOCAL_ROUTES + 3, "{range}");
+        assert_eq!(
+            told(&resolved),
+            [format!(
+                "db IPPool bad: no route to {range} of IPAMBlock {}: it overlaps network {network} \
+                 of local Node app-2, to which the node's own route leads; give the pool a range \
+                 outside of the nodes' networks, or correct the node's annotated prefix length",
+                range.replace(['.', '/', ':'], "-")
+            )]
+        );
+    }
+}
+
+#[test]
+fn nodes_of_all_clusters_may_share_a_network() {
+    let shared = db().replace("172.16.11.1", "172.16.1.11").replace("172.16.12.1", "172.16.1.12");
+    let resolved = resolve(&world(&app(), &[("db", &shared)]));
+    assert_eq!((told(&resolved).len(), resolved.vteps.len()), (0, 2));
+    assert_eq!(resolved.routes.len(), LOCAL_ROUTES + 3);
+    // A length of one address, or of all, makes no network.
+    let far = db() + &pool("near", "172.16.2.128/26", "") + &block("172.16.2.128/26", "db-1", &[]);
+    for len in ["/32", "/0"] {
+        let resolved = resolve(&world(&app().replace("/24", len), &[("db", &far)]));
+        assert_eq!(resolved.routes.len(), LOCAL_ROUTES + 4, "{len}: {:?}", told(&resolved));
+    }
+}
+
+#[test]
 fn a_disabled_local_pool_claims_nothing_but_its_blocks() {
     let disabled = pool("far", "10.2.0.0/16", ", disabled: true");
     let resolved = resolve(&world(&(app() + &disabled), &[("db", &db())]));
@@ -575,10 +611,19 @@ fn unequal_settings_are_told() {
 #[test]
 fn masquerade_is_told() {
     let nat = app() + &pool("nat", "10.4.0.0/16", ", natOutgoing: true");
-    let message = "db IPPool db: packets from local pods to 10.2.0.0/16 are masqueraded, so labels \
-                   of local pods don't count there; create a local IPPool with this cidr and \
-                   disabled: true";
-    assert_eq!(told(&resolve(&world(&nat, &[("db", &db())]))), [message]);
+    let message = "masquerades packets from pods of local IPPool nat (natOutgoing) to 10.2.0.0/16 \
+                   as its node's tunnel address, so egress rules of these pods are not applied to \
+                   them here, and the pods' labels don't count there; create a local IPPool with \
+                   cidr 10.2.0.0/16 and disabled: true";
+    let without = resolve(&world(&nat, &[("db", &db())]));
+    assert_eq!(told(&without), [format!("db IPPool db: Felix, where it runs, {message}")]);
+    assert_eq!(without.conditions[0].severity, Severity::Warning);
+    let felix = "---\napiVersion: projectcalico.org/v3\nkind: FelixConfiguration\n\
+                 metadata: {name: default}\n";
+    let with = resolve(&world(&(nat.clone() + felix), &[("db", &db())]));
+    assert_eq!(told(&with), [format!("db IPPool db: Felix {message}")]);
+    assert_eq!(with.conditions[0].severity, Severity::Error);
+    let nat = nat + felix;
     let known = nat + &pool("db", "10.2.0.0/15", ", disabled: true");
     assert_eq!(told(&resolve(&world(&known, &[("db", &db())]))), [""; 0]);
 }

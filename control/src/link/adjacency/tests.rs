@@ -33,7 +33,7 @@ fn lookup() -> Lookup {
 }
 
 fn reason(lookup: &Lookup, links: &BTreeMap<u32, Link>, state: NeighbourState) -> String {
-    match resolve(lookup, links, &table(state)) {
+    match resolve(lookup, links, &table(state), &BTreeMap::new()) {
         Adjacency::Unresolved { reason } => reason,
         resolved => panic!("{resolved:?}"),
     }
@@ -51,7 +51,8 @@ fn states_in_which_the_mac_may_be_used() {
         device: 2,
     };
     for state in [Reachable, Stale, Delay, Probe, Permanent, Noarp] {
-        assert_eq!(resolve(&lookup(), &link(true), &table(state)), expected, "{state}");
+        let found = resolve(&lookup(), &link(true), &table(state), &BTreeMap::new());
+        assert_eq!(found, expected, "{state}");
     }
     for state in [Incomplete, Failed, None] {
         assert!(reason(&lookup(), &link(true), state).contains("192.0.2.1 on eth0"), "{state}");
@@ -64,6 +65,28 @@ fn each_way_of_being_out_of_reach_has_its_words() {
     assert_eq!(reason(&Err("no route".to_owned()), &link(true), reachable), "no route");
     assert!(reason(&lookup(), &link(false), reachable).contains("eth0 is down"));
     assert!(reason(&lookup(), &BTreeMap::new(), reachable).contains("left the underlay"));
+    let refused = Some(Errno::NOBUFS);
+    let asked = Asked { again: Instant::now(), pause: FIRST_PAUSE, refused };
+    let asked = BTreeMap::from([(HOP, asked)]);
+    let full = resolve(&lookup(), &link(true), &table(NeighbourState::Failed), &asked);
+    let Adjacency::Unresolved { reason } = full else { panic!("{full:?}") };
+    assert!(reason.contains("does not resolve next hop 192.0.2.1 on eth0: No buffer"), "{reason}");
+    let all_the_same = resolve(&lookup(), &link(true), &table(reachable), &asked);
+    assert!(matches!(all_the_same, Adjacency::Resolved { .. }), "{all_the_same:?}");
+}
+
+#[test]
+fn each_refusal_of_a_route_has_its_words() {
+    let words = [
+        (Errno::NETUNREACH, "has no route to 192.0.2.1; add one"),
+        (Errno::AGAIN, "routes reject 192.0.2.1 from 192.0.2.10"),
+        (Errno::NETDOWN, "no route to 192.0.2.1 from 192.0.2.10: Network is down"),
+        (Errno::NODEV, "no route to 192.0.2.1 from 192.0.2.10: No such device"),
+    ];
+    for (errno, words) in words {
+        let reason = why_not(HOP.1, "192.0.2.10".parse().unwrap(), errno);
+        assert!(reason.contains(words), "{errno:?}: {reason}");
+    }
 }
 
 #[test]

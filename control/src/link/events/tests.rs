@@ -139,7 +139,7 @@ fn routes_count_when_they_are_ours_or_lead_to_a_vtep() {
 
 #[test]
 fn neighbors_count_when_another_mac_is_in_use_or_they_need_a_probe() {
-    use NeighbourState::{Delay, Failed, Permanent, Reachable, Stale};
+    use NeighbourState::{Delay, Failed, Permanent, Probe, Reachable, Stale};
     use RouteNetlinkMessage::{DelNeighbour, NewNeighbour};
     let hop = |last, state| neighbor(UPLINK, "192.0.2.1", last, state);
     check(NewNeighbour(hop(1, Reachable)), Changed::NOTHING);
@@ -149,6 +149,21 @@ fn neighbors_count_when_another_mac_is_in_use_or_they_need_a_probe() {
     check(NewNeighbour(hop(1, Failed)), ADJACENCIES);
     check(DelNeighbour(hop(1, Reachable)), ADJACENCIES);
     check(NewNeighbour(neighbor(UPLINK, "192.0.2.5", 1, Stale)), Changed::NOTHING);
+    // What follows on a refresh is no news, whatever the last look saw.
+    let after = |state, then: NeighbourMessage| {
+        let table = Neighbor::read(&hop(1, state)).unwrap();
+        let table = BTreeMap::from([((UPLINK, ip("192.0.2.1")), table)]);
+        let mut interest = interest();
+        let hops = BTreeSet::from([(UPLINK, ip("192.0.2.1"))]);
+        interest.watch_adjacencies(&BTreeSet::new(), &hops, &table);
+        interest.judge(&event(NewNeighbour(then)))
+    };
+    for state in [Delay, Probe, Reachable] {
+        assert_eq!(after(Stale, hop(1, state)), Changed::NOTHING, "{state}");
+    }
+    assert_eq!(after(Stale, hop(1, Stale)), ADJACENCIES, "a refresh is due again");
+    assert_eq!(after(Failed, hop(1, Failed)), Changed::NOTHING);
+    assert_eq!(after(Failed, hop(1, Stale)), ADJACENCIES);
     // Of the gateway's neighbors only the two next hops count.
     check(DelNeighbour(neighbor(GATEWAY, "169.254.133.1", 1, Permanent)), Changed::GATEWAY);
     check(NewNeighbour(neighbor(GATEWAY, "169.254.133.1", 1, Stale)), Changed::GATEWAY);
