@@ -20,6 +20,7 @@
 #![forbid(unsafe_code)]
 
 pub mod admin;
+mod causes;
 pub mod cli;
 pub mod cluster;
 pub mod derive;

@@ -78,7 +78,7 @@ pub fn main() -> ExitCode {
         Command::Explain(args) => explain::main(&args),
     };
     outcome.unwrap_or_else(|error| {
-        eprintln!("tieline: {error:#}");
+        eprintln!("tieline: {}", crate::causes::with_causes(&error));
         ExitCode::from(2)
     })
 }

@@ -12,7 +12,8 @@ use tieline_dataplane::xsk;
 use tracing::{info, warn};
 
 use super::Daemon;
-use super::ports::{Dataplane, DevicePlan, PortPlan, with_causes};
+use super::ports::{Dataplane, DevicePlan, PortPlan};
+use crate::causes::with_causes;
 use crate::derive::Derived;
 use crate::link::{Changed, GatewaySpec, LinkError, RouteSettings};
 use crate::resolve::{Resolved, RouteTarget};

@@ -28,6 +28,7 @@ use tieline_dataplane::xsk::packet::{PacketSocket, Take, UdpSink};
 use tieline_dataplane::xsk::socket::{Mode, Socket, SocketConfig, SocketError};
 use tracing::{info, warn};
 
+use crate::causes::with_causes;
 use crate::state::{ClusterId, Condition, Severity};
 
 /// A device whose queues are taken.
@@ -437,18 +438,6 @@ fn open_mode(
     Ok(OpenedDevice { attached: Attached { filter, _link: link }, mode, sockets })
 }
 
-/// An error and its causes. Many messages hold their cause already, which is
-/// then not said again.
-pub(super) fn with_causes(error: &anyhow::Error) -> String {
-    let mut text = error.to_string();
-    for cause in error.chain().skip(1).map(ToString::to_string) {
-        if !text.contains(&cause) {
-            text = format!("{text}: {cause}");
-        }
-    }
-    text
-}
-
 /// Whether somebody else has what we need: then we must not work around it.
 fn is_contested(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(AttachError::Foreign { .. }))
@@ -465,20 +454,5 @@ fn fallback(error: &anyhow::Error) -> Condition {
              be had: {}",
             with_causes(error)
         ),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_cause_is_said_once() {
-        let source = std::io::Error::from_raw_os_error(95);
-        let queue = "queue 0: Operation not supported (os error 95)";
-        let holding = anyhow::Error::new(source).context(queue).context("eth0");
-        assert_eq!(with_causes(&holding), format!("eth0: {queue}"));
-        let bare = anyhow::anyhow!("no memory").context("a worker's frames");
-        assert_eq!(with_causes(&bare), "a worker's frames: no memory");
     }
 }
