@@ -193,6 +193,19 @@ fn fragments_follow_their_first_one() {
 }
 
 #[test]
+fn fragments_of_an_authenticated_packet_follow_their_first_one() {
+    let (mut a, b) = pair(false);
+    let mut whole = udp(&a.side.pod(false), &b.side.pod(false), (1000, 2000), &[7; 64]);
+    // Next header, length in words less 2 (RFC 4302), and the rest of 24 bytes.
+    let mut header = [0; 24];
+    header[..2].copy_from_slice(&[17, 4]);
+    whole.splice(34..34, header);
+    whole[23] = 51;
+    a.outbound(&fragment(&whole, 0x2000, 34..74)).unwrap();
+    a.outbound(&fragment(&whole, 40 / 8, 74..130)).unwrap();
+}
+
+#[test]
 fn an_icmp_error_passes_with_the_flow_that_it_quotes() {
     let (mut a, mut b) = pair(false);
     for node in [&mut a, &mut b] {

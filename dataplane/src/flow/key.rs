@@ -72,8 +72,11 @@ impl FlowTuple {
     pub fn of_fragments(packet: Packet, ident: u32, vni: Vni, hasher: &FlowHasher) -> Self {
         // Of IPv6, only the first fragment tells the protocol behind further
         // extension headers, and the identification is unique without it
-        // (RFC 8200 section 4.5); of IPv4 it is not (RFC 791).
-        let protocol = if packet.src.is_v4() { packet.protocol } else { protocol::FRAGMENT };
+        // (RFC 8200 section 4.5); that of IPv4 has the protocol in it.
+        let (protocol, ident) = match packet.src.is_v4() {
+            true => ((ident >> 16) as u8, ident & 0xffff),
+            false => (protocol::FRAGMENT, ident),
+        };
         let from_low = packet.src <= packet.dst;
         Self::new(&packet, from_low, ident, protocol, vni, true, hasher)
     }
