@@ -58,7 +58,7 @@ pub(crate) fn enforce<'f>(
 ) -> Result<VtepId, DropReason> {
     let (packet, tuple) = (&work.packet, &work.tuple);
     match cx.flows.find(tuple, cx.now) {
-        Some(found) if !begins_anew(packet, &found.state) => {
+        Some(found) if !is_apart(packet, tuple, &found.state) => {
             tally.flow_hits += 1;
             known(cx, packet, tuple, origin, &found, tally)
         }
@@ -69,10 +69,21 @@ pub(crate) fn enforce<'f>(
     }
 }
 
-/// A SYN after the end of a connection reuses its ports for another one.
+/// Whether a packet that has the name of a known flow is not of it.
+///
+/// A SYN after the end of a connection reuses its ports for another one. The
+/// only ICMP message that answers is an echo reply: any other one from the end
+/// that did not begin the flow is that end's own.
 #[inline]
-fn begins_anew(packet: &Packet, state: &FlowState) -> bool {
-    state.closing() && packet.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN
+fn is_apart(packet: &Packet, tuple: &FlowTuple, state: &FlowState) -> bool {
+    match packet.protocol {
+        protocol::ICMP | protocol::ICMPV6 => {
+            tuple.from_low != state.from_low
+                && !matches!(packet.fragment, Fragment::Later { .. })
+                && !icmp::is_echo_reply(packet.protocol, packet.destination_port)
+        }
+        _ => state.closing() && packet.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN,
+    }
 }
 
 #[inline(always)]
@@ -238,8 +249,9 @@ fn unknown(
         rule: outcome.rule,
         generation: cx.tables.generation as u32,
     };
-    // An error answers a flow; it never begins one.
-    if !error {
+    // An error or an echo reply answers a flow; it never begins one, or what
+    // is allowed to answer could ask.
+    if !error && !icmp::is_echo_reply(packet.protocol, packet.destination_port) {
         cx.flows.insert(tuple, &state, cx.now).map_err(|_| DropReason::FlowTableFull)?;
     }
     if let Fragment::First { ident } = packet.fragment {

@@ -232,6 +232,35 @@ fn an_icmp_error_passes_with_the_flow_that_it_quotes() {
 }
 
 #[test]
+fn only_an_echo_reply_answers_and_no_identifier_is_a_type() {
+    let (mut a, mut b) = pair(false);
+    let (pod_a, pod_b) = (a.side.pod(false), b.side.pod(false));
+    let icmp = |from: &str, to: &str, kind: u8, ident: u16| {
+        let [high, low] = ident.to_be_bytes();
+        let step = builder(from, to).icmpv4_raw(kind, 0, [high, low, 0, 1]);
+        write(|out| step.write(out, &[]).expect("writes"))
+    };
+    // Node a's pod may send what it likes and get nothing but answers. The
+    // identifier is type and code of a timestamp request.
+    let egress_only = |tables: &mut tieline_dataplane::tables::Snapshot| {
+        tables.policies = Policies::new([Some(Arc::new(policy(&[], &[allow_all()])))]);
+    };
+    a.publish(egress_only);
+    let mut back = |a: &mut Node, kind, ident| {
+        let on_wire = b.outbound(&icmp(&pod_b, &pod_a, kind, ident)).unwrap();
+        a.inbound(&on_wire).map(|_| ())
+    };
+    a.outbound(&icmp(&pod_a, &pod_b, 8, 0x0d00)).unwrap();
+    assert_eq!(back(&mut a, 0, 0x0d00), Ok(()));
+    assert_eq!(back(&mut a, 8, 0x0d00), Err(DropReason::IngressDenied), "a request");
+    assert_eq!(back(&mut a, 13, 0), Err(DropReason::IngressDenied), "another type");
+    a.outbound(&icmp(&pod_a, &pod_b, 13, 0)).unwrap();
+    assert_eq!(back(&mut a, 13, 0), Err(DropReason::IngressDenied), "sent, not asked");
+    // Still the same for the flow that was known before.
+    assert_eq!(back(&mut a, 0, 0x0d00), Ok(()));
+}
+
+#[test]
 fn congestion_marks_survive_the_tunnel() {
     let (mut a, mut b) = pair(false);
     let mut frame = udp(&a.side.pod(true), &b.side.pod(true), (1, 2), b"x");

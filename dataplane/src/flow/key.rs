@@ -36,10 +36,14 @@ fn ends(packet: &Packet) -> (u16, u16) {
     match packet.protocol {
         protocol::ICMP | protocol::ICMPV6 => {
             // An exchange of echoes is named by its identifier, any other
-            // message by its type and code.
-            let echo = icmp::is_echo(packet.protocol, packet.destination_port);
-            let number = if echo { packet.icmp_ident } else { packet.destination_port };
-            (number, number)
+            // message by its type and code, and with two different numbers:
+            // the sender chooses the identifier, so neither may be taken for
+            // the other.
+            let number = packet.destination_port;
+            match icmp::is_echo(packet.protocol, number) {
+                true => (packet.icmp_ident, packet.icmp_ident),
+                false => (number, !number),
+            }
         }
         _ => (packet.source_port, packet.destination_port),
     }
@@ -105,7 +109,8 @@ impl FlowKey {
         (self.low, self.high)
     }
 
-    /// The low end's and the high end's port; the ICMP echo identifier twice.
+    /// The low end's and the high end's port; the ICMP echo identifier twice;
+    /// of other ICMP messages type and code, and their complement.
     pub fn ports(&self) -> (u16, u16) {
         ((self.tuple >> 48) as u16, (self.tuple >> 32) as u16)
     }
