@@ -242,6 +242,7 @@ fn unknown(
         from_low: tuple.from_low,
         low_is_local: tuple.from_low == source_is_local,
         replied: false,
+        established: false,
         fin_initiator: false,
         fin_responder: false,
         reset: false,
@@ -288,6 +289,7 @@ fn remember_fragments(
         from_low: tuple.from_low,
         low_is_local: tuple.from_low == source_is_local,
         replied: false,
+        established: false,
         ..state
     };
     cx.flows.insert(&tuple, &state, cx.now).map_err(|_| DropReason::FlowTableFull)

@@ -7,10 +7,16 @@
 //!
 //! A flow may stand in any of the [`WINDOW`] lines that follow from its hash.
 //! In a half-full table nine in ten stand in the first two of them, which are
-//! fetched ahead. When all of them hold live flows, the one that was idle longest among those
-//! that never had an answer gives way; if all had answers, the new flow is
-//! refused and its packet dropped (`flow_table_full`). So a flood of random
-//! packets displaces other unanswered flows, but no established one.
+//! fetched ahead. When all of them hold live flows, the one that was idle longest
+//! among those that are not established gives way; if all are, the new flow is
+//! refused and its packet dropped (`flow_table_full`). A flow is established by
+//! an answer, one of TCP by a packet other than a SYN after the answer. So a
+//! flood of random packets, or of SYNs that are answered, displaces others of
+//! its kind, but no established flow.
+//!
+//! The table never becomes sparse again: a lookup ends early only at a line
+//! that was never used, and no line becomes that again. In a table that has
+//! aged, a packet of no known flow reads all [`WINDOW`] lines.
 //!
 //! Ageing needs no timer: a line whose flow has been idle for longer than its
 //! kind allows counts as free.
@@ -25,7 +31,9 @@ mod line;
 pub use hash::FlowHasher;
 pub use key::{FlowKey, FlowTuple};
 pub use line::FlowState;
-use line::{FIN_INITIATOR, FIN_RESPONDER, FRAGMENT, Line, REPLIED, RESET, Words, closing};
+use line::{
+    ESTABLISHED, FIN_INITIATOR, FIN_RESPONDER, FRAGMENT, Line, REPLIED, RESET, Words, closing,
+};
 
 /// Lines that one flow may stand in.
 pub const WINDOW: usize = 16;
@@ -59,9 +67,9 @@ impl Tick {
 /// orders of magnitude.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
-    /// TCP without an answer.
+    /// TCP until the end that began has gone on after an answer.
     pub tcp_syn: u32,
-    /// TCP with an answer.
+    /// TCP thereafter.
     pub tcp_established: u32,
     /// TCP after a reset or after both ends have finished.
     pub tcp_closing: u32,
@@ -191,6 +199,11 @@ impl FlowTable {
         let mut bits = found.words.state;
         if from_low != found.state.from_low {
             bits |= REPLIED;
+        } else if bits & (REPLIED | ESTABLISHED) == REPLIED
+            && tcp_flags & tcp::SYN == 0
+            && found.words.protocol() == protocol::TCP
+        {
+            bits |= ESTABLISHED;
         }
         if tcp_flags & (tcp::FIN | tcp::RST) != 0 && found.words.protocol() == protocol::TCP {
             bits |= match (tcp_flags & tcp::RST != 0, from_low == found.state.from_low) {
@@ -264,7 +277,7 @@ impl FlowTable {
             }
             if self.expired(&words, now) {
                 free = free.or(Some(here));
-            } else if words.state & REPLIED == 0 {
+            } else if !lasting(words.state, words.protocol()) {
                 let older = |(_, other): &(usize, Words)| {
                     now.since(words.last_seen()) > now.since(other.last_seen())
                 };
@@ -295,7 +308,7 @@ impl FlowTable {
         }
         match protocol {
             protocol::TCP if closing(state) => timeouts.tcp_closing,
-            protocol::TCP if replied => timeouts.tcp_established,
+            protocol::TCP if lasting(state, protocol) => timeouts.tcp_established,
             protocol::TCP => timeouts.tcp_syn,
             protocol::UDP if replied => timeouts.udp_replied,
             protocol::UDP => timeouts.udp,
@@ -312,6 +325,14 @@ impl FlowTable {
             live.then(|| (words.key(), words.flow()))
         })
     }
+}
+
+/// Whether a flow never gives way to a new one: it has had an answer, and if it
+/// is TCP, the end that began has gone on after that. Otherwise an end that
+/// only ever sends SYNs could fill the table, as it gets an answer to each.
+const fn lasting(state: u64, protocol: u8) -> bool {
+    let needed = if protocol == protocol::TCP { ESTABLISHED } else { REPLIED };
+    state & needed != 0
 }
 
 impl std::fmt::Debug for FlowTable {

@@ -8,6 +8,7 @@ fn state(vtep: u32) -> FlowState {
         from_low: true,
         low_is_local: true,
         replied: false,
+        established: false,
         fin_initiator: false,
         fin_responder: false,
         reset: false,
@@ -102,6 +103,7 @@ mod plain {
         for flow in &keep {
             table.insert(flow, &state(1), NOW).unwrap();
             table.touch(&table.find(flow, NOW).unwrap(), false, tcp::ACK, NOW);
+            table.touch(&table.find(flow, NOW).unwrap(), true, tcp::ACK, NOW);
         }
         let mut taken = 0;
         for number in 1000..50_000 {
@@ -114,12 +116,34 @@ mod plain {
     }
 
     #[test]
+    fn a_syn_and_its_answer_make_no_lasting_flow() {
+        let table = FlowTable::new(1, Timeouts::default());
+        let flows: Vec<_> = (0..WINDOW as u32).map(|n| tuple(&table, n, TCP)).collect();
+        let see = |flow: &FlowTuple, from_low, flags| {
+            table.touch(&table.find(flow, NOW).unwrap(), from_low, flags, NOW);
+        };
+        for flow in &flows {
+            table.insert(flow, &state(1), NOW).unwrap();
+            see(flow, false, tcp::SYN | tcp::ACK);
+            see(flow, true, tcp::SYN);
+        }
+        see(&flows[0], true, tcp::ACK);
+        let later = Tick(NOW.0 + 61 * 10);
+        assert!(table.find(&flows[0], later).is_some());
+        assert!(table.find(&flows[1], later).is_none(), "has the time of a SYN");
+        assert!(table.insert(&tuple(&table, 99, TCP), &state(1), NOW).is_ok(), "one gives way");
+        assert!(table.find(&flows[0], NOW).is_some());
+        assert!(table.find(&flows[1], NOW).is_none());
+    }
+
+    #[test]
     fn a_window_of_answered_flows_refuses_a_new_one() {
         let table = FlowTable::new(1, Timeouts::default());
         for number in 0..WINDOW as u32 {
             let flow = tuple(&table, number, TCP);
             table.insert(&flow, &state(1), NOW).unwrap();
             table.touch(&table.find(&flow, NOW).unwrap(), false, tcp::ACK, NOW);
+            table.touch(&table.find(&flow, NOW).unwrap(), true, tcp::ACK, NOW);
         }
         let late = tuple(&table, 99, TCP);
         assert_eq!(table.insert(&late, &state(1), NOW), Err(Full));
