@@ -2,9 +2,9 @@
 //!
 //! An entry is written under a sequence number: odd while a writer is at it.
 //! Readers copy the words and take them only if the number was even and the
-//! same before and after. A reader that looks for a flow waits a moment for a
-//! writer; a line that stays odd is no match, and the packet is judged by
-//! policy. A writer that finds a line being written goes on to the next.
+//! same before and after. Whoever looks for a flow waits a moment for a writer.
+//! A line that stays odd may hold the flow, and a verdict that denies it: the
+//! packet is neither judged anew nor remembered, but dropped (`flow_busy`).
 
 use super::{FlowKey, Tick};
 use crate::addr::Addr;
@@ -189,7 +189,7 @@ impl Line {
 }
 
 /// A copy of a line's words.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Words {
     pub(super) sequence: u64,
     ends: [u64; 4],

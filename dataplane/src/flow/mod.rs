@@ -100,13 +100,31 @@ impl Default for Timeouts {
     }
 }
 
-/// No line can take the new flow.
+/// Why a flow was not remembered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no place is left for a new flow")]
-pub struct Full;
+pub enum Refused {
+    /// All lines that it may stand in hold established flows.
+    #[error("no place is left for a new flow")]
+    Full,
+    /// Another worker was writing where it may stand, for too long.
+    #[error("an entry that may be the flow's was being written")]
+    Busy,
+}
+
+/// Why a flow was not found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotFound {
+    /// It is not known, or has been idle for too long.
+    #[error("the flow is not known")]
+    Unknown,
+    /// Another worker was writing where it may stand, for too long: it may be
+    /// known, and even denied.
+    #[error("an entry that may be the flow's was being written")]
+    Busy,
+}
 
 /// A flow that was found, and where.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct Found {
     line: usize,
     words: Words,
@@ -171,21 +189,25 @@ impl FlowTable {
 
     /// The flow with this name, unless it has been idle for too long.
     #[inline(always)]
-    pub fn find(&self, tuple: &FlowTuple, now: Tick) -> Option<Found> {
+    pub fn find(&self, tuple: &FlowTuple, now: Tick) -> Result<Found, NotFound> {
         let home = self.home(tuple.hash);
+        let mut missing = NotFound::Unknown;
         for (at, line) in self.lines[home..home + WINDOW].iter().enumerate() {
-            let Some(words) = line.read_patiently() else { continue };
+            let Some(words) = line.read_patiently() else {
+                missing = NotFound::Busy;
+                continue;
+            };
             if words.is(&tuple.key) {
                 if self.expired(&words, now) {
-                    return None;
+                    return Err(NotFound::Unknown);
                 }
-                return Some(Found { line: home + at, words, state: words.flow() });
+                return Ok(Found { line: home + at, words, state: words.flow() });
             }
             if words.never_used() {
-                return None;
+                break;
             }
         }
-        None
+        Err(missing)
     }
 
     /// Notes a packet of a flow that was found: when, and what it tells of the
@@ -244,36 +266,51 @@ impl FlowTable {
         }
     }
 
-    /// Remembers a new flow, in the place of one with the same name if there
-    /// is one.
-    pub fn insert(&self, tuple: &FlowTuple, state: &FlowState, now: Tick) -> Result<(), Full> {
+    /// Remembers a new flow, unless one with its name is live and not over: that
+    /// one stays as it is, and is returned. So no packet that was judged by
+    /// itself changes what was decided about the flow that it belongs to.
+    pub fn insert(
+        &self,
+        tuple: &FlowTuple,
+        state: &FlowState,
+        now: Tick,
+    ) -> Result<Option<Found>, Refused> {
         // A place can be lost to another worker; every loss means that some
         // worker has progressed, so a few attempts are plenty.
         for _ in 0..4 {
-            let Some((at, words)) = self.place(tuple, now) else { return Err(Full) };
+            let (at, words) = self.place(tuple, now)?;
+            let known = !words.never_used() && words.is(&tuple.key);
+            if known && !self.expired(&words, now) && !words.flow().closing() {
+                return Ok(Some(Found { line: at, words, state: words.flow() }));
+            }
             let line = &self.lines[at];
             if line.lock(&words) {
                 line.unlock(&Words::new(&tuple.key, state, now, words.sequence));
-                return Ok(());
+                return Ok(None);
             }
         }
-        Err(Full)
+        Err(Refused::Busy)
     }
 
-    /// The line for a new flow: its own old one, a free one, or that of the
+    /// The line for a new flow: that of its name, a free one, or that of the
     /// flow which gives way.
-    fn place(&self, tuple: &FlowTuple, now: Tick) -> Option<(usize, Words)> {
+    fn place(&self, tuple: &FlowTuple, now: Tick) -> Result<(usize, Words), Refused> {
         let home = self.home(tuple.hash);
+        let mut busy = false;
         let mut free = None;
         let mut oldest: Option<(usize, Words)> = None;
         for (at, line) in self.lines[home..home + WINDOW].iter().enumerate() {
-            let Some(words) = line.read() else { continue };
+            let Some(words) = line.read_patiently() else {
+                busy = true;
+                continue;
+            };
             let here = (home + at, words);
             if words.never_used() {
-                return free.or(Some(here));
+                free = free.or(Some(here));
+                break;
             }
             if words.is(&tuple.key) {
-                return Some(here);
+                return Ok(here);
             }
             if self.expired(&words, now) {
                 free = free.or(Some(here));
@@ -286,7 +323,16 @@ impl FlowTable {
                 }
             }
         }
-        free.or(oldest)
+        // The line that is being written may be the flow's own.
+        if busy { Err(Refused::Busy) } else { free.or(oldest).ok_or(Refused::Full) }
+    }
+
+    /// Leaves every line as if its writer had stopped in the middle, for ever:
+    /// for tests of what happens then.
+    pub fn stall(&self) {
+        for line in &self.lines {
+            let _already_stalled = line.read().is_none_or(|words| line.lock(&words));
+        }
     }
 
     #[inline(always)]
