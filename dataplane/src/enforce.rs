@@ -10,7 +10,7 @@
 
 use crate::addr::Addr;
 use crate::counters::Tally;
-use crate::flow::{FlowState, FlowTable, FlowTuple, Found, Tick};
+use crate::flow::{FlowState, FlowTable, FlowTuple, Found, NotFound, Refused, Tick};
 use crate::stage::Work;
 use crate::tables::{L4, NodeId, Outcome, Route, RuleId, Snapshot, VtepId};
 use crate::verdict::DropReason;
@@ -58,10 +58,11 @@ pub(crate) fn enforce<'f>(
 ) -> Result<VtepId, DropReason> {
     let (packet, tuple) = (&work.packet, &work.tuple);
     match cx.flows.find(tuple, cx.now) {
-        Some(found) if !begins_anew(packet, &found.state) => {
+        Ok(found) if !is_apart(packet, tuple, &found.state) => {
             tally.flow_hits += 1;
             known(cx, packet, tuple, origin, &found, tally)
         }
+        Err(NotFound::Busy) => Err(DropReason::FlowBusy),
         _ => {
             tally.flow_misses += 1;
             unknown(cx, packet, frame(), tuple, origin)
@@ -69,10 +70,21 @@ pub(crate) fn enforce<'f>(
     }
 }
 
-/// A SYN after the end of a connection reuses its ports for another one.
+/// Whether a packet that has the name of a known flow is not of it.
+///
+/// A SYN after the end of a connection reuses its ports for another one. The
+/// only ICMP message that answers is an echo reply: any other one from the end
+/// that did not begin the flow is that end's own.
 #[inline]
-fn begins_anew(packet: &Packet, state: &FlowState) -> bool {
-    state.closing() && packet.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN
+fn is_apart(packet: &Packet, tuple: &FlowTuple, state: &FlowState) -> bool {
+    match packet.protocol {
+        protocol::ICMP | protocol::ICMPV6 => {
+            tuple.from_low != state.from_low
+                && !matches!(packet.fragment, Fragment::Later { .. })
+                && !icmp::is_echo_reply(packet.protocol, packet.destination_port)
+        }
+        _ => state.closing() && packet.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN,
+    }
 }
 
 #[inline(always)]
@@ -231,6 +243,7 @@ fn unknown(
         from_low: tuple.from_low,
         low_is_local: tuple.from_low == source_is_local,
         replied: false,
+        established: false,
         fin_initiator: false,
         fin_responder: false,
         reset: false,
@@ -238,9 +251,17 @@ fn unknown(
         rule: outcome.rule,
         generation: cx.tables.generation as u32,
     };
-    // An error answers a flow; it never begins one.
-    if !error {
-        cx.flows.insert(tuple, &state, cx.now).map_err(|_| DropReason::FlowTableFull)?;
+    // An error or an echo reply answers a flow; it never begins one, or what
+    // is allowed to answer could ask.
+    if !error && !icmp::is_echo_reply(packet.protocol, packet.destination_port) {
+        let standing = cx.flows.insert(tuple, &state, cx.now).map_err(refused)?;
+        // Another worker may have remembered it meanwhile, or it is apart from
+        // a flow with its name; one that is denied stays denied.
+        if let Some(FlowState { allow: false, from_low, low_is_local, .. }) =
+            standing.map(|found| found.state)
+        {
+            return Err(denied(from_low == low_is_local));
+        }
     }
     if let Fragment::First { ident } = packet.fragment {
         remember_fragments(cx, packet, ident, state, tuple.from_low)?;
@@ -256,7 +277,7 @@ fn about_known_flow(cx: &Context<'_>, packet: &Packet, frame: &[u8]) -> Option<R
         return None;
     }
     let tuple = FlowTuple::of(&quoted, cx.tables.overlay.vni, cx.flows.hasher());
-    let found = cx.flows.find(&tuple, cx.now)?;
+    let found = cx.flows.find(&tuple, cx.now).ok()?;
     found.state.allow.then_some(found.state.rule)
 }
 
@@ -276,9 +297,21 @@ fn remember_fragments(
         from_low: tuple.from_low,
         low_is_local: tuple.from_low == source_is_local,
         replied: false,
+        established: false,
         ..state
     };
-    cx.flows.insert(&tuple, &state, cx.now).map_err(|_| DropReason::FlowTableFull)
+    // An earlier packet may have had the same identification.
+    if let Some(earlier) = cx.flows.insert(&tuple, &state, cx.now).map_err(refused)? {
+        cx.flows.update(&earlier, &state, cx.now);
+    }
+    Ok(())
+}
+
+const fn refused(why: Refused) -> DropReason {
+    match why {
+        Refused::Full => DropReason::FlowTableFull,
+        Refused::Busy => DropReason::FlowBusy,
+    }
 }
 
 /// Both ends must be where they claim to be; returns the VTEP of the remote

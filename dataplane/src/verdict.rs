@@ -63,6 +63,7 @@ drop_reasons! {
     IngressDenied "ingress_denied" "the policy of the local destination denies it";
     FragmentUnmatched "fragment_unmatched" "a fragment arrived before the first one of its packet, or long after it";
     FlowTableFull "flow_table_full" "no place is left for a new flow";
+    FlowBusy "flow_busy" "the flow's entry was being written";
     NoHeadroom "no_headroom" "the frame has no room for the outer headers";
     TooBig "too_big" "the packet with its outer headers is longer than IP allows";
     TransmitFull "transmit_full" "the device did not take the frame";

@@ -231,7 +231,6 @@ impl<M: Memory, H: Heartbeat> Worker<M, H> {
                 } else {
                     self.tally.sleeps += 1;
                     self.shared.counters.add(&mut self.tally);
-                    self.report();
                     sleeper.sleep()?;
                 }
             }

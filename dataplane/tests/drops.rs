@@ -49,6 +49,7 @@ fn provoke(reason: DropReason) -> Fate {
         DropReason::IngressDenied => ingress_denied(),
         DropReason::FragmentUnmatched => fragment_unmatched(),
         DropReason::FlowTableFull => flow_table_full(),
+        DropReason::FlowBusy => flow_busy(),
         DropReason::NoHeadroom => no_headroom(),
         DropReason::TooBig => too_big(),
         DropReason::TransmitFull => transmit_full(),
@@ -164,6 +165,13 @@ fn flow_table_full() -> Fate {
         let answer = b.outbound(&udp("10.2.0.5", "10.1.0.5", (80, port), b""))?;
         a.inbound(&answer)?;
     }
+    a.outbound(&datagram())
+}
+
+fn flow_busy() -> Fate {
+    let (mut a, _) = pair(false);
+    a.outbound(&datagram())?;
+    a.flows.stall();
     a.outbound(&datagram())
 }
 

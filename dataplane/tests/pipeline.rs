@@ -193,6 +193,19 @@ fn fragments_follow_their_first_one() {
 }
 
 #[test]
+fn fragments_of_an_authenticated_packet_follow_their_first_one() {
+    let (mut a, b) = pair(false);
+    let mut whole = udp(&a.side.pod(false), &b.side.pod(false), (1000, 2000), &[7; 64]);
+    // Next header, length in words less 2 (RFC 4302), and the rest of 24 bytes.
+    let mut header = [0; 24];
+    header[..2].copy_from_slice(&[17, 4]);
+    whole.splice(34..34, header);
+    whole[23] = 51;
+    a.outbound(&fragment(&whole, 0x2000, 34..74)).unwrap();
+    a.outbound(&fragment(&whole, 40 / 8, 74..130)).unwrap();
+}
+
+#[test]
 fn an_icmp_error_passes_with_the_flow_that_it_quotes() {
     let (mut a, mut b) = pair(false);
     for node in [&mut a, &mut b] {
@@ -216,6 +229,35 @@ fn an_icmp_error_passes_with_the_flow_that_it_quotes() {
     assert_eq!(a.inbound(&on_wire).unwrap()[14..], about_this[14..]);
     let on_wire = b.outbound(&about_other).unwrap();
     assert_eq!(a.inbound(&on_wire), Err(DropReason::IngressDenied));
+}
+
+#[test]
+fn only_an_echo_reply_answers_and_no_identifier_is_a_type() {
+    let (mut a, mut b) = pair(false);
+    let (pod_a, pod_b) = (a.side.pod(false), b.side.pod(false));
+    let icmp = |from: &str, to: &str, kind: u8, ident: u16| {
+        let [high, low] = ident.to_be_bytes();
+        let step = builder(from, to).icmpv4_raw(kind, 0, [high, low, 0, 1]);
+        write(|out| step.write(out, &[]).expect("writes"))
+    };
+    // Node a's pod may send what it likes and get nothing but answers. The
+    // identifier is type and code of a timestamp request.
+    let egress_only = |tables: &mut tieline_dataplane::tables::Snapshot| {
+        tables.policies = Policies::new([Some(Arc::new(policy(&[], &[allow_all()])))]);
+    };
+    a.publish(egress_only);
+    let mut back = |a: &mut Node, kind, ident| {
+        let on_wire = b.outbound(&icmp(&pod_b, &pod_a, kind, ident)).unwrap();
+        a.inbound(&on_wire).map(|_| ())
+    };
+    a.outbound(&icmp(&pod_a, &pod_b, 8, 0x0d00)).unwrap();
+    assert_eq!(back(&mut a, 0, 0x0d00), Ok(()));
+    assert_eq!(back(&mut a, 8, 0x0d00), Err(DropReason::IngressDenied), "a request");
+    assert_eq!(back(&mut a, 13, 0), Err(DropReason::IngressDenied), "another type");
+    a.outbound(&icmp(&pod_a, &pod_b, 13, 0)).unwrap();
+    assert_eq!(back(&mut a, 13, 0), Err(DropReason::IngressDenied), "sent, not asked");
+    // Still the same for the flow that was known before.
+    assert_eq!(back(&mut a, 0, 0x0d00), Ok(()));
 }
 
 #[test]

@@ -36,10 +36,14 @@ fn ends(packet: &Packet) -> (u16, u16) {
     match packet.protocol {
         protocol::ICMP | protocol::ICMPV6 => {
             // An exchange of echoes is named by its identifier, any other
-            // message by its type and code.
-            let echo = icmp::is_echo(packet.protocol, packet.destination_port);
-            let number = if echo { packet.icmp_ident } else { packet.destination_port };
-            (number, number)
+            // message by its type and code, and with two different numbers:
+            // the sender chooses the identifier, so neither may be taken for
+            // the other.
+            let number = packet.destination_port;
+            match icmp::is_echo(packet.protocol, number) {
+                true => (packet.icmp_ident, packet.icmp_ident),
+                false => (number, !number),
+            }
         }
         _ => (packet.source_port, packet.destination_port),
     }
@@ -72,8 +76,11 @@ impl FlowTuple {
     pub fn of_fragments(packet: Packet, ident: u32, vni: Vni, hasher: &FlowHasher) -> Self {
         // Of IPv6, only the first fragment tells the protocol behind further
         // extension headers, and the identification is unique without it
-        // (RFC 8200 section 4.5); of IPv4 it is not (RFC 791).
-        let protocol = if packet.src.is_v4() { packet.protocol } else { protocol::FRAGMENT };
+        // (RFC 8200 section 4.5); that of IPv4 has the protocol in it.
+        let (protocol, ident) = match packet.src.is_v4() {
+            true => ((ident >> 16) as u8, ident & 0xffff),
+            false => (protocol::FRAGMENT, ident),
+        };
         let from_low = packet.src <= packet.dst;
         Self::new(&packet, from_low, ident, protocol, vni, true, hasher)
     }
@@ -102,7 +109,8 @@ impl FlowKey {
         (self.low, self.high)
     }
 
-    /// The low end's and the high end's port; the ICMP echo identifier twice.
+    /// The low end's and the high end's port; the ICMP echo identifier twice;
+    /// of other ICMP messages type and code, and their complement.
     pub fn ports(&self) -> (u16, u16) {
         ((self.tuple >> 48) as u16, (self.tuple >> 32) as u16)
     }

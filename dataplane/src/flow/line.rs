@@ -2,9 +2,9 @@
 //!
 //! An entry is written under a sequence number: odd while a writer is at it.
 //! Readers copy the words and take them only if the number was even and the
-//! same before and after. A reader that looks for a flow waits a moment for a
-//! writer; a line that stays odd is no match, and the packet is judged by
-//! policy. A writer that finds a line being written goes on to the next.
+//! same before and after. Whoever looks for a flow waits a moment for a writer.
+//! A line that stays odd may hold the flow, and a verdict that denies it: the
+//! packet is neither judged anew nor remembered, but dropped (`flow_busy`).
 
 use super::{FlowKey, Tick};
 use crate::addr::Addr;
@@ -25,6 +25,8 @@ pub struct FlowState {
     pub low_is_local: bool,
     /// Whether the other end has answered.
     pub replied: bool,
+    /// TCP: whether the end that began has gone on after the answer.
+    pub established: bool,
     /// TCP: the end that began has sent FIN.
     pub fin_initiator: bool,
     /// TCP: the other end has sent FIN.
@@ -47,6 +49,7 @@ pub(super) const FIN_INITIATOR: u64 = 1 << 36;
 pub(super) const FIN_RESPONDER: u64 = 1 << 37;
 pub(super) const RESET: u64 = 1 << 38;
 pub(super) const FRAGMENT: u64 = 1 << 39;
+pub(super) const ESTABLISHED: u64 = 1 << 40;
 
 /// Whether the bits say that the connection is over.
 pub(super) const fn closing(bits: u64) -> bool {
@@ -67,6 +70,7 @@ impl FlowState {
             | flag(self.from_low, FROM_LOW)
             | flag(self.low_is_local, LOW_IS_LOCAL)
             | flag(self.replied, REPLIED)
+            | flag(self.established, ESTABLISHED)
             | flag(self.fin_initiator, FIN_INITIATOR)
             | flag(self.fin_responder, FIN_RESPONDER)
             | flag(self.reset, RESET)
@@ -79,6 +83,7 @@ impl FlowState {
             from_low: bits & FROM_LOW != 0,
             low_is_local: bits & LOW_IS_LOCAL != 0,
             replied: bits & REPLIED != 0,
+            established: bits & ESTABLISHED != 0,
             fin_initiator: bits & FIN_INITIATOR != 0,
             fin_responder: bits & FIN_RESPONDER != 0,
             reset: bits & RESET != 0,
@@ -184,7 +189,7 @@ impl Line {
 }
 
 /// A copy of a line's words.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Words {
     pub(super) sequence: u64,
     ends: [u64; 4],

@@ -7,10 +7,16 @@
 //!
 //! A flow may stand in any of the [`WINDOW`] lines that follow from its hash.
 //! In a half-full table nine in ten stand in the first two of them, which are
-//! fetched ahead. When all of them hold live flows, the one that was idle longest among those
-//! that never had an answer gives way; if all had answers, the new flow is
-//! refused and its packet dropped (`flow_table_full`). So a flood of random
-//! packets displaces other unanswered flows, but no established one.
+//! fetched ahead. When all of them hold live flows, the one that was idle longest
+//! among those that are not established gives way; if all are, the new flow is
+//! refused and its packet dropped (`flow_table_full`). A flow is established by
+//! an answer, one of TCP by a packet other than a SYN after the answer. So a
+//! flood of random packets, or of SYNs that are answered, displaces others of
+//! its kind, but no established flow.
+//!
+//! The table never becomes sparse again: a lookup ends early only at a line
+//! that was never used, and no line becomes that again. In a table that has
+//! aged, a packet of no known flow reads all [`WINDOW`] lines.
 //!
 //! Ageing needs no timer: a line whose flow has been idle for longer than its
 //! kind allows counts as free.
@@ -25,7 +31,9 @@ mod line;
 pub use hash::FlowHasher;
 pub use key::{FlowKey, FlowTuple};
 pub use line::FlowState;
-use line::{FIN_INITIATOR, FIN_RESPONDER, FRAGMENT, Line, REPLIED, RESET, Words, closing};
+use line::{
+    ESTABLISHED, FIN_INITIATOR, FIN_RESPONDER, FRAGMENT, Line, REPLIED, RESET, Words, closing,
+};
 
 /// Lines that one flow may stand in.
 pub const WINDOW: usize = 16;
@@ -59,9 +67,9 @@ impl Tick {
 /// orders of magnitude.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
-    /// TCP without an answer.
+    /// TCP until the end that began has gone on after an answer.
     pub tcp_syn: u32,
-    /// TCP with an answer.
+    /// TCP thereafter.
     pub tcp_established: u32,
     /// TCP after a reset or after both ends have finished.
     pub tcp_closing: u32,
@@ -92,13 +100,31 @@ impl Default for Timeouts {
     }
 }
 
-/// No line can take the new flow.
+/// Why a flow was not remembered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no place is left for a new flow")]
-pub struct Full;
+pub enum Refused {
+    /// All lines that it may stand in hold established flows.
+    #[error("no place is left for a new flow")]
+    Full,
+    /// Another worker was writing where it may stand, for too long.
+    #[error("an entry that may be the flow's was being written")]
+    Busy,
+}
+
+/// Why a flow was not found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotFound {
+    /// It is not known, or has been idle for too long.
+    #[error("the flow is not known")]
+    Unknown,
+    /// Another worker was writing where it may stand, for too long: it may be
+    /// known, and even denied.
+    #[error("an entry that may be the flow's was being written")]
+    Busy,
+}
 
 /// A flow that was found, and where.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct Found {
     line: usize,
     words: Words,
@@ -163,21 +189,25 @@ impl FlowTable {
 
     /// The flow with this name, unless it has been idle for too long.
     #[inline(always)]
-    pub fn find(&self, tuple: &FlowTuple, now: Tick) -> Option<Found> {
+    pub fn find(&self, tuple: &FlowTuple, now: Tick) -> Result<Found, NotFound> {
         let home = self.home(tuple.hash);
+        let mut missing = NotFound::Unknown;
         for (at, line) in self.lines[home..home + WINDOW].iter().enumerate() {
-            let Some(words) = line.read_patiently() else { continue };
+            let Some(words) = line.read_patiently() else {
+                missing = NotFound::Busy;
+                continue;
+            };
             if words.is(&tuple.key) {
                 if self.expired(&words, now) {
-                    return None;
+                    return Err(NotFound::Unknown);
                 }
-                return Some(Found { line: home + at, words, state: words.flow() });
+                return Ok(Found { line: home + at, words, state: words.flow() });
             }
             if words.never_used() {
-                return None;
+                break;
             }
         }
-        None
+        Err(missing)
     }
 
     /// Notes a packet of a flow that was found: when, and what it tells of the
@@ -191,6 +221,11 @@ impl FlowTable {
         let mut bits = found.words.state;
         if from_low != found.state.from_low {
             bits |= REPLIED;
+        } else if bits & (REPLIED | ESTABLISHED) == REPLIED
+            && tcp_flags & tcp::SYN == 0
+            && found.words.protocol() == protocol::TCP
+        {
+            bits |= ESTABLISHED;
         }
         if tcp_flags & (tcp::FIN | tcp::RST) != 0 && found.words.protocol() == protocol::TCP {
             bits |= match (tcp_flags & tcp::RST != 0, from_low == found.state.from_low) {
@@ -231,40 +266,55 @@ impl FlowTable {
         }
     }
 
-    /// Remembers a new flow, in the place of one with the same name if there
-    /// is one.
-    pub fn insert(&self, tuple: &FlowTuple, state: &FlowState, now: Tick) -> Result<(), Full> {
+    /// Remembers a new flow, unless one with its name is live and not over: that
+    /// one stays as it is, and is returned. So no packet that was judged by
+    /// itself changes what was decided about the flow that it belongs to.
+    pub fn insert(
+        &self,
+        tuple: &FlowTuple,
+        state: &FlowState,
+        now: Tick,
+    ) -> Result<Option<Found>, Refused> {
         // A place can be lost to another worker; every loss means that some
         // worker has progressed, so a few attempts are plenty.
         for _ in 0..4 {
-            let Some((at, words)) = self.place(tuple, now) else { return Err(Full) };
+            let (at, words) = self.place(tuple, now)?;
+            let known = !words.never_used() && words.is(&tuple.key);
+            if known && !self.expired(&words, now) && !words.flow().closing() {
+                return Ok(Some(Found { line: at, words, state: words.flow() }));
+            }
             let line = &self.lines[at];
             if line.lock(&words) {
                 line.unlock(&Words::new(&tuple.key, state, now, words.sequence));
-                return Ok(());
+                return Ok(None);
             }
         }
-        Err(Full)
+        Err(Refused::Busy)
     }
 
-    /// The line for a new flow: its own old one, a free one, or that of the
+    /// The line for a new flow: that of its name, a free one, or that of the
     /// flow which gives way.
-    fn place(&self, tuple: &FlowTuple, now: Tick) -> Option<(usize, Words)> {
+    fn place(&self, tuple: &FlowTuple, now: Tick) -> Result<(usize, Words), Refused> {
         let home = self.home(tuple.hash);
+        let mut busy = false;
         let mut free = None;
         let mut oldest: Option<(usize, Words)> = None;
         for (at, line) in self.lines[home..home + WINDOW].iter().enumerate() {
-            let Some(words) = line.read() else { continue };
+            let Some(words) = line.read_patiently() else {
+                busy = true;
+                continue;
+            };
             let here = (home + at, words);
             if words.never_used() {
-                return free.or(Some(here));
+                free = free.or(Some(here));
+                break;
             }
             if words.is(&tuple.key) {
-                return Some(here);
+                return Ok(here);
             }
             if self.expired(&words, now) {
                 free = free.or(Some(here));
-            } else if words.state & REPLIED == 0 {
+            } else if !lasting(words.state, words.protocol()) {
                 let older = |(_, other): &(usize, Words)| {
                     now.since(words.last_seen()) > now.since(other.last_seen())
                 };
@@ -273,7 +323,16 @@ impl FlowTable {
                 }
             }
         }
-        free.or(oldest)
+        // The line that is being written may be the flow's own.
+        if busy { Err(Refused::Busy) } else { free.or(oldest).ok_or(Refused::Full) }
+    }
+
+    /// Leaves every line as if its writer had stopped in the middle, for ever:
+    /// for tests of what happens then.
+    pub fn stall(&self) {
+        for line in &self.lines {
+            let _already_stalled = line.read().is_none_or(|words| line.lock(&words));
+        }
     }
 
     #[inline(always)]
@@ -295,7 +354,7 @@ impl FlowTable {
         }
         match protocol {
             protocol::TCP if closing(state) => timeouts.tcp_closing,
-            protocol::TCP if replied => timeouts.tcp_established,
+            protocol::TCP if lasting(state, protocol) => timeouts.tcp_established,
             protocol::TCP => timeouts.tcp_syn,
             protocol::UDP if replied => timeouts.udp_replied,
             protocol::UDP => timeouts.udp,
@@ -312,6 +371,14 @@ impl FlowTable {
             live.then(|| (words.key(), words.flow()))
         })
     }
+}
+
+/// Whether a flow never gives way to a new one: it has had an answer, and if it
+/// is TCP, the end that began has gone on after that. Otherwise an end that
+/// only ever sends SYNs could fill the table, as it gets an answer to each.
+const fn lasting(state: u64, protocol: u8) -> bool {
+    let needed = if protocol == protocol::TCP { ESTABLISHED } else { REPLIED };
+    state & needed != 0
 }
 
 impl std::fmt::Debug for FlowTable {

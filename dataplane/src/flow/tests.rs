@@ -8,6 +8,7 @@ fn state(vtep: u32) -> FlowState {
         from_low: true,
         low_is_local: true,
         replied: false,
+        established: false,
         fin_initiator: false,
         fin_responder: false,
         reset: false,
@@ -48,10 +49,10 @@ mod plain {
     fn what_goes_in_comes_out() {
         let table = FlowTable::new(64, Timeouts::default());
         let flow = tuple(&table, 1, TCP);
-        assert!(table.find(&flow, NOW).is_none());
+        assert!(table.find(&flow, NOW).is_err());
         table.insert(&flow, &state(0xabcd_1234), NOW).unwrap();
         assert_eq!(table.find(&flow, NOW).unwrap().state, state(0xabcd_1234));
-        assert!(table.find(&tuple(&table, 1, UDP), NOW).is_none());
+        assert!(table.find(&tuple(&table, 1, UDP), NOW).is_err());
         let changed = FlowState { allow: false, generation: 8, ..state(2) };
         table.update(&table.find(&flow, NOW).unwrap(), &changed, NOW);
         assert_eq!(table.find(&flow, NOW).unwrap().state, changed);
@@ -85,14 +86,14 @@ mod plain {
         let after = |seconds: u32| Tick(NOW.0 + seconds * 10);
         let flow = tuple(&table, 1, UDP);
         table.insert(&flow, &state(1), NOW).unwrap();
-        assert!(table.find(&flow, after(30)).is_some());
-        assert!(table.find(&flow, after(31)).is_none());
+        assert!(table.find(&flow, after(30)).is_ok());
+        assert!(table.find(&flow, after(31)).is_err());
         table.touch(&table.find(&flow, after(29)).unwrap(), false, 0, after(29));
-        assert!(table.find(&flow, after(29 + 119)).is_some(), "answered: lives longer");
-        assert!(table.find(&flow, after(29 + 121)).is_none());
+        assert!(table.find(&flow, after(29 + 119)).is_ok(), "answered: lives longer");
+        assert!(table.find(&flow, after(29 + 121)).is_err());
         assert_eq!(table.iter(after(29 + 121)).count(), 0);
         // A worker whose clock is behind sees it as fresh, not as ancient.
-        assert!(table.find(&flow, Tick(NOW.0 - 1)).is_some());
+        assert!(table.find(&flow, Tick(NOW.0 - 1)).is_ok());
     }
 
     #[test]
@@ -102,6 +103,7 @@ mod plain {
         for flow in &keep {
             table.insert(flow, &state(1), NOW).unwrap();
             table.touch(&table.find(flow, NOW).unwrap(), false, tcp::ACK, NOW);
+            table.touch(&table.find(flow, NOW).unwrap(), true, tcp::ACK, NOW);
         }
         let mut taken = 0;
         for number in 1000..50_000 {
@@ -109,8 +111,57 @@ mod plain {
         }
         assert!(taken > 40_000, "unanswered flows give way to each other");
         for flow in &keep {
-            assert!(table.find(flow, NOW).is_some());
+            assert!(table.find(flow, NOW).is_ok());
         }
+    }
+
+    #[test]
+    fn a_live_flow_is_not_overwritten_but_one_that_is_over() {
+        let table = FlowTable::new(64, Timeouts::default());
+        let flow = tuple(&table, 1, TCP);
+        let denied = FlowState { allow: false, ..state(1) };
+        assert!(table.insert(&flow, &denied, NOW).unwrap().is_none());
+        let answer = FlowState { from_low: false, ..state(2) };
+        assert_eq!(table.insert(&flow, &answer, NOW).unwrap().unwrap().state, denied);
+        assert_eq!(table.find(&flow, NOW).unwrap().state, denied);
+        table.touch(&table.find(&flow, NOW).unwrap(), true, tcp::RST, NOW);
+        assert!(table.insert(&flow, &answer, NOW).unwrap().is_none());
+        assert_eq!(table.find(&flow, NOW).unwrap().state, answer);
+    }
+
+    #[test]
+    fn a_flow_whose_line_is_being_written_is_not_taken_for_unknown() {
+        let table = FlowTable::new(64, Timeouts::default());
+        let flow = tuple(&table, 1, TCP);
+        table.insert(&flow, &state(1), NOW).unwrap();
+        let found = table.find(&flow, NOW).unwrap();
+        let line = &table.lines[found.line];
+        assert!(line.lock(&found.words));
+        assert_eq!(table.find(&flow, NOW).unwrap_err(), NotFound::Busy);
+        assert_eq!(table.insert(&flow, &state(2), NOW).unwrap_err(), Refused::Busy);
+        line.unlock(&found.words);
+        assert_eq!(table.find(&flow, NOW).unwrap().state, state(1));
+    }
+
+    #[test]
+    fn a_syn_and_its_answer_make_no_lasting_flow() {
+        let table = FlowTable::new(1, Timeouts::default());
+        let flows: Vec<_> = (0..WINDOW as u32).map(|n| tuple(&table, n, TCP)).collect();
+        let see = |flow: &FlowTuple, from_low, flags| {
+            table.touch(&table.find(flow, NOW).unwrap(), from_low, flags, NOW);
+        };
+        for flow in &flows {
+            table.insert(flow, &state(1), NOW).unwrap();
+            see(flow, false, tcp::SYN | tcp::ACK);
+            see(flow, true, tcp::SYN);
+        }
+        see(&flows[0], true, tcp::ACK);
+        let later = Tick(NOW.0 + 61 * 10);
+        assert!(table.find(&flows[0], later).is_ok());
+        assert!(table.find(&flows[1], later).is_err(), "has the time of a SYN");
+        assert!(table.insert(&tuple(&table, 99, TCP), &state(1), NOW).is_ok(), "one gives way");
+        assert!(table.find(&flows[0], NOW).is_ok());
+        assert!(table.find(&flows[1], NOW).is_err());
     }
 
     #[test]
@@ -120,13 +171,18 @@ mod plain {
             let flow = tuple(&table, number, TCP);
             table.insert(&flow, &state(1), NOW).unwrap();
             table.touch(&table.find(&flow, NOW).unwrap(), false, tcp::ACK, NOW);
+            table.touch(&table.find(&flow, NOW).unwrap(), true, tcp::ACK, NOW);
         }
         let late = tuple(&table, 99, TCP);
-        assert_eq!(table.insert(&late, &state(1), NOW), Err(Full));
+        assert_eq!(table.insert(&late, &state(1), NOW).map(|_| ()), Err(Refused::Full));
         let flow = tuple(&table, 3, TCP);
         table.touch(&table.find(&flow, NOW).unwrap(), true, tcp::RST, NOW);
         let later = Tick(NOW.0 + 10 * 11);
-        assert_eq!(table.insert(&late, &state(1), later), Ok(()), "a finished one gives way");
+        assert_eq!(
+            table.insert(&late, &state(1), later).map(|_| ()),
+            Ok(()),
+            "a finished one gives way"
+        );
     }
 
     proptest! {
@@ -143,12 +199,15 @@ mod plain {
                 let limit = |state: &FlowState| if state.replied { 1200 } else { 300 };
                 let live = |(state, seen): &(FlowState, u32)| now - seen <= limit(state);
                 let expected = map.get(&number).copied().filter(live);
-                let found = table.find(&flow, Tick(now));
+                let found = table.find(&flow, Tick(now)).ok();
                 prop_assert_eq!(found.map(|f| f.state), expected.map(|(state, _)| state));
                 match (action, found) {
                     (0, _) => {
-                        table.insert(&flow, &state(value), Tick(now)).unwrap();
-                        map.insert(number, (state(value), now));
+                        let standing = table.insert(&flow, &state(value), Tick(now)).unwrap();
+                        prop_assert_eq!(standing.map(|f| f.state), expected.map(|(s, _)| s));
+                        if standing.is_none() {
+                            map.insert(number, (state(value), now));
+                        }
                     }
                     (1, Some(found)) => {
                         table.touch(&found, false, 0, Tick(now));
@@ -178,11 +237,11 @@ mod plain {
                         number = number.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
                         let flow = tuple(table, number >> 24, TCP);
                         match table.find(&flow, NOW) {
-                            Some(found) => {
+                            Ok(found) => {
                                 assert_eq!(found.state.vtep, VtepId(number >> 24));
                                 assert_eq!(found.state.rule, state(number >> 24).rule);
                             }
-                            None => {
+                            Err(_) => {
                                 let _full = table.insert(&flow, &state(number >> 24), NOW);
                             }
                         }

@@ -74,6 +74,17 @@ pub const fn is_echo(protocol: u8, type_and_code: u16) -> bool {
     }
 }
 
+/// Whether a message is an echo reply, the only one that answers another.
+#[inline]
+pub const fn is_echo_reply(protocol: u8, type_and_code: u16) -> bool {
+    let kind = (type_and_code >> 8) as u8;
+    match protocol {
+        protocol::ICMP => kind == ECHO_REPLY,
+        protocol::ICMPV6 => kind == ECHO_REPLY_V6,
+        _ => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

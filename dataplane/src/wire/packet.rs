@@ -43,6 +43,11 @@ pub struct Packet {
 }
 
 /// Whether a packet is whole.
+///
+/// The identification of an IPv4 packet is its 16 bits, and above them the
+/// protocol of its IP header, without which it is not unique (RFC 791): later
+/// fragments tell no other one, although an authentication header may have
+/// stood before [`Packet::protocol`] in the first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Fragment {
     /// It is whole.
@@ -96,12 +101,13 @@ impl Packet {
     /// What the IP header says, and what it carries.
     #[inline(always)]
     fn of_v4<'a>(view: &Ipv4<'a>) -> Result<(Self, &'a [u8]), WireError> {
+        let ident = u32::from(view.protocol()) << 16 | u32::from(view.ident());
         let fragment = match (view.fragment_offset(), view.more_fragments()) {
             (0, false) => Fragment::None,
-            (0, true) => Fragment::First { ident: view.ident().into() },
+            (0, true) => Fragment::First { ident },
             // It would overwrite the flags of its first fragment (RFC 3128).
             (1, _) if view.protocol() == protocol::TCP => return Err(WireError::Malformed),
-            _ => Fragment::Later { ident: view.ident().into() },
+            _ => Fragment::Later { ident },
         };
         if view.is_source_routed() {
             return Err(WireError::Unsupported);

@@ -88,10 +88,10 @@ fn fragments_of_ipv4() {
         Packet::parse(&ip)
     };
     let first = part(0x2000).unwrap();
-    assert_eq!(first.fragment, Fragment::First { ident: 0xabcd });
+    assert_eq!(first.fragment, Fragment::First { ident: 0x06_abcd });
     assert_eq!(first.destination_port, 80);
     let later = part(0x2004).unwrap();
-    assert_eq!(later.fragment, Fragment::Later { ident: 0xabcd });
+    assert_eq!(later.fragment, Fragment::Later { ident: 0x06_abcd });
     assert_eq!((later.destination_port, later.tcp_flags), (0, 0));
     assert_eq!(part(0x0001), Err(WireError::Malformed), "RFC 3128");
     assert_eq!(part(0x4000).unwrap().fragment, Fragment::None);
