@@ -31,38 +31,37 @@ struct Refusal {
 pub fn explain_lines(
     explainer: &mut Explainer<'_>,
     input: impl BufRead,
-    mut output: impl Write,
+    output: impl Write,
 ) -> io::Result<Summary> {
-    let mut summary = Summary::default();
-    for line in input.split(b'\n') {
-        let line = line?;
-        if line.trim_ascii().is_empty() {
-            continue;
-        }
-        match answer(explainer, &line) {
-            Ok((verdict, answer)) => {
-                match verdict {
-                    Verdict::Allow => summary.allowed += 1,
-                    Verdict::Deny => summary.denied += 1,
-                }
-                output.write_all(&answer)?;
-            }
-            Err(refusal) => {
-                summary.errors += 1;
-                serde_json::to_writer(&mut output, &refusal)?;
-            }
-        }
-        output.write_all(b"\n")?;
-    }
-    output.flush()?;
-    Ok(summary)
+    answer_all(explainer, input, output, |explainer, line| {
+        answer_json(explainer, line).map_err(|refusal| {
+            // A text and a value from JSON can be written as JSON.
+            serde_json::to_vec(&refusal).unwrap_or_default()
+        })
+    })
 }
 
 /// The same in words: an answer in several lines, then an empty one.
 pub fn explain_text(
     explainer: &mut Explainer<'_>,
     input: impl BufRead,
+    output: impl Write,
+) -> io::Result<Summary> {
+    answer_all(explainer, input, output, |explainer, line| {
+        let query = serde_json::from_slice::<Query>(line).map_err(|error| error.to_string());
+        let answer = query.and_then(|query| explainer.explain(&query).map_err(|e| e.to_string()));
+        let answer = answer.map_err(String::into_bytes)?;
+        Ok((answer.verdict, answer.to_string().into_bytes()))
+    })
+}
+
+/// Writes a line with the answer, or with what takes its place, for each line
+/// that is not empty.
+fn answer_all(
+    explainer: &mut Explainer<'_>,
+    input: impl BufRead,
     mut output: impl Write,
+    answer: impl Fn(&mut Explainer<'_>, &[u8]) -> Result<(Verdict, Vec<u8>), Vec<u8>>,
 ) -> io::Result<Summary> {
     let mut summary = Summary::default();
     for line in input.split(b'\n') {
@@ -70,26 +69,28 @@ pub fn explain_text(
         if line.trim_ascii().is_empty() {
             continue;
         }
-        let query = serde_json::from_slice::<Query>(&line).map_err(|error| error.to_string());
-        match query.and_then(|query| explainer.explain(&query).map_err(|error| error.to_string())) {
-            Ok(answer) => {
-                match answer.verdict {
-                    Verdict::Allow => summary.allowed += 1,
-                    Verdict::Deny => summary.denied += 1,
-                }
-                writeln!(output, "{answer}")?;
+        let text = match answer(explainer, &line) {
+            Ok((Verdict::Allow, text)) => {
+                summary.allowed += 1;
+                text
             }
-            Err(error) => {
+            Ok((Verdict::Deny, text)) => {
+                summary.denied += 1;
+                text
+            }
+            Err(text) => {
                 summary.errors += 1;
-                writeln!(output, "{error}")?;
+                text
             }
-        }
+        };
+        output.write_all(&text)?;
+        output.write_all(b"\n")?;
     }
     output.flush()?;
     Ok(summary)
 }
 
-fn answer(explainer: &mut Explainer<'_>, line: &[u8]) -> Result<(Verdict, Vec<u8>), Refusal> {
+fn answer_json(explainer: &mut Explainer<'_>, line: &[u8]) -> Result<(Verdict, Vec<u8>), Refusal> {
     let value: Value = serde_json::from_slice(line)
         .map_err(|error| Refusal { id: None, error: format!("not a JSON object: {error}") })?;
     let id = value.get("id").cloned();
