@@ -75,20 +75,24 @@ fn tcp(joined: &Joined, daemon: &Daemon) -> Vec<Value> {
     seen
 }
 
-/// The status once nothing moves any more: a packet is counted by the ports and
-/// by the stages, but not at the same moment.
+/// The status once nothing moves any more. The stages' counts are of the
+/// moment, those of the ports up to a second old.
 fn settled(daemon: &Daemon) -> Value {
     let mut last = Value::Null;
     let start = Instant::now();
     loop {
         let status = daemon.status().expect("a status");
         let packets = |name: &str| status["counters"][name].clone();
-        let now = json!([packets("encapsulated_packets"), packets("decapsulated_packets")]);
+        let now = json!([
+            packets("encapsulated_packets"),
+            packets("decapsulated_packets"),
+            status["workers"],
+        ]);
         if now == last || start.elapsed() > PATIENCE {
             return status;
         }
         last = now;
-        std::thread::sleep(Duration::from_millis(300));
+        std::thread::sleep(Duration::from_secs(1));
     }
 }
 
