@@ -319,7 +319,7 @@ impl Socket {
                 // The frames stay in the ring for the next time.
                 Err(libc::ENOBUFS | libc::ENOMEM | libc::EBUSY | libc::EINTR) => return,
                 // The device is down or gone; or something that nobody has
-                // met. Either way the frames stay, and status tells.
+                // met. Either way the frames stay; `fault` says why.
                 Err(errno) => {
                     self.fault.set(Some(errno));
                     return;
