@@ -3,7 +3,8 @@
 //!
 //! Promises: any text is parsed or refused in time proportional to its length,
 //! never by recursion on it; two selectors that print the same are equal; what
-//! is printed parses to an equal selector. Knows nothing of policies: where a
+//! is printed parses to a selector that chooses the same, and to an equal one
+//! unless a negation negates another. Knows nothing of policies: where a
 //! selector may say `global()` or how long it may be is the API's business.
 //!
 //! ```text
