@@ -20,6 +20,9 @@ impl fmt::Display for EndpointInfo {
             Some(it) if it.kind == "network-set" => {
                 write!(f, "{} (in network set {})", self.address, it.name)
             }
+            Some(it) if it.kind == "hypothetical-pod" => {
+                write!(f, "a pod {}:{}", it.cluster, it.name)
+            }
             Some(it) => write!(f, "{}:{} ({})", it.cluster, it.name, self.address),
         }
     }
