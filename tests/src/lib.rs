@@ -3,3 +3,4 @@
 pub mod guest;
 pub mod joined;
 pub mod oracle;
+pub mod reference;
