@@ -128,6 +128,7 @@ fn pod(object: &Value, objects: &[Value]) -> Option<Thing> {
     if nets.is_empty() {
         nets.push(text(object, "/status/podIP").to_owned());
     }
+    nets.retain(|net| !net.is_empty());
     let namespace = text(object, "/metadata/namespace").to_owned();
     let account = Some(text(object, "/spec/serviceAccountName").to_owned());
     let account = account.filter(|account| !account.is_empty());

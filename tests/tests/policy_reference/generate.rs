@@ -143,7 +143,7 @@ fn pod(rng: &mut Rng, at: usize, remote: bool) -> Value {
 fn host(rng: &mut Rng, at: usize, remote: bool) -> Value {
     let third = if remote { 99 } else { 98 };
     let mut addresses = vec![json!(format!("172.16.{third}.{}", at + 1))];
-    if rng.once_in(4) && !remote {
+    if rng.once_in(2) && !remote {
         addresses.push(json!("10.0.0.2"));
     }
     let spec = json!({"node": "n1", "interfaceName": "eth0", "expectedIPs": addresses, "ports": ports(rng, "port")});
@@ -587,7 +587,7 @@ fn tiers(rng: &mut Rng) -> Vec<Value> {
 pub(crate) fn clusters(rng: &mut Rng) -> Clusters {
     let mut local = base(rng);
     local.extend((0..4 + rng.below(3)).map(|at| pod(rng, at, false)));
-    local.extend((0..rng.below(2)).map(|at| host(rng, at, false)));
+    local.extend((0..rng.below(3)).map(|at| host(rng, at, false)));
     local.extend((0..rng.below(4)).map(|at| network_set(rng, at)));
     local.extend((0..rng.below(4)).map(|at| slice(rng, at)));
     if !rng.once_in(4) {
