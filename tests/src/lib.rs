@@ -3,4 +3,5 @@
 pub mod guest;
 pub mod joined;
 pub mod oracle;
+pub mod random;
 pub mod reference;

@@ -482,6 +482,23 @@ fn kubernetes_peers_are_pods_and_blocks() {
 }
 
 #[test]
+fn a_named_port_is_that_of_an_owner_that_the_peer_chooses() {
+    // The host endpoint has the port, but it is no pod.
+    let host = "{apiVersion: projectcalico.org/v3, kind: HostEndpoint, metadata: {name: h}, spec: {node: n2, expectedIPs: [10.0.0.2], ports: [{name: ssh, protocol: TCP, port: 22}]}}\n";
+    let to = |peers: &str| {
+        let spec = format!(
+            "{{podSelector: {{matchLabels: {{app: web}}}}, policyTypes: [Egress], egress: [{{to: [{peers}], ports: [{{port: ssh}}, {{port: sql}}]}}]}}"
+        );
+        [host.to_owned(), policy("KubernetesNetworkPolicy", "prod/p", &spec)]
+    };
+    case(
+        &to("{podSelector: {}}"),
+        &["10.0.0.1 > 10.0.0.2 tcp 22: -+", "10.0.0.1 > 10.0.0.2 tcp 5432: ++"],
+    );
+    case(&to("{ipBlock: {cidr: 10.0.0.0/24}}"), &["10.0.0.1 > 10.0.0.2 tcp 22: ++"]);
+}
+
+#[test]
 fn cluster_network_policies() {
     let rule = |action: &str, peer: &str| {
         let spec = format!(

@@ -3,39 +3,11 @@
 use std::net::IpAddr;
 
 use serde_json::{Map, Value, json};
+use tieline_tests::random::Rng;
 use tieline_tests::reference::{Clusters, Packet};
 
-/// Random numbers that are the same for the same seed.
-#[derive(Clone, Debug)]
-pub(crate) struct Rng(pub(crate) u64);
-
-impl Rng {
-    fn next(&mut self) -> u64 {
-        // Splitmix64.
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// Below a bound that is not 0.
-    pub(crate) fn below(&mut self, bound: usize) -> usize {
-        (self.next() % bound as u64) as usize
-    }
-
-    /// True once in so many times.
-    pub(crate) fn once_in(&mut self, times: usize) -> bool {
-        self.below(times) == 0
-    }
-
-    pub(crate) fn pick<T: Clone>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len())].clone()
-    }
-
-    fn some(&mut self, most: usize, mut each: impl FnMut(&mut Self) -> Value) -> Vec<Value> {
-        (0..=self.below(most)).map(|_| each(self)).collect()
-    }
+fn some(rng: &mut Rng, most: usize, mut each: impl FnMut(&mut Rng) -> Value) -> Vec<Value> {
+    (0..=rng.below(most)).map(|_| each(rng)).collect()
 }
 
 const NAMESPACES: [&str; 3] = ["prod", "dev", "test"];
@@ -101,7 +73,7 @@ fn own_labels(rng: &mut Rng) -> Value {
 }
 
 fn ports(rng: &mut Rng, number: &str) -> Value {
-    let mut ports = rng.some(3, |rng| {
+    let mut ports = some(rng, 3, |rng| {
         let protocol = rng.pick(&[json!("TCP"), json!("UDP"), json!("SCTP"), Value::Null]);
         let mut port = present(json!({"name": rng.pick(&PORT_NAMES), "protocol": protocol}));
         port[number] = (80 + rng.below(4)).into();
@@ -153,7 +125,7 @@ fn host(rng: &mut Rng, at: usize, remote: bool) -> Value {
 }
 
 fn network_set(rng: &mut Rng, at: usize) -> Value {
-    let nets = rng.some(3, |rng| {
+    let nets = some(rng, 3, |rng| {
         if rng.once_in(3) { rng.pick(&NETS_V6).into() } else { rng.pick(&NETS).into() }
     });
     let spec = json!({"nets": nets});
@@ -169,12 +141,12 @@ fn network_set(rng: &mut Rng, at: usize) -> Value {
 
 fn slice(rng: &mut Rng, at: usize) -> Value {
     let v4 = !rng.once_in(3);
-    let endpoints = rng.some(3, |rng| {
+    let endpoints = some(rng, 3, |rng| {
         let host = rng.below(7);
         let address = if v4 { format!("10.0.0.{host}") } else { format!("fd00::{host}") };
         json!({"addresses": [address], "conditions": {"ready": rng.once_in(2)}})
     });
-    let ports = rng.some(3, |rng| {
+    let ports = some(rng, 3, |rng| {
         let protocol = rng.pick(&[json!("TCP"), json!("UDP"), Value::Null]);
         let port = if rng.once_in(4) { Value::Null } else { (80 + rng.below(4)).into() };
         present(json!({"protocol": protocol, "port": port}))
@@ -256,7 +228,7 @@ const NAMESPACE_KEYS: [&str; 4] = ["team", "env", "projectcalico.org/name", "app
 const ACCOUNT_KEYS: [&str; 2] = ["role", "projectcalico.org/name"];
 
 fn calico_ports(rng: &mut Rng, numbers: bool) -> Value {
-    let list = rng.some(3, |rng| match rng.below(4) {
+    let list = some(rng, 3, |rng| match rng.below(4) {
         0 if numbers => (80 + rng.below(5)).into(),
         1 if numbers => (80 + rng.below(5)).to_string().into(),
         2 if numbers => format!("{}:{}", 79 + rng.below(3), 81 + rng.below(3)).into(),
@@ -281,10 +253,10 @@ fn entity(rng: &mut Rng, ports: Option<bool>, v4: bool, service: Option<bool>) -
         if v4 { rng.pick(&NETS).into() } else { Value::from(rng.pick(&NETS_V6)) }
     };
     if rng.once_in(7) {
-        end.insert("nets".into(), rng.some(2, net).into());
+        end.insert("nets".into(), some(rng, 2, net).into());
     }
     if rng.once_in(10) {
-        let mut nets = rng.some(2, net);
+        let mut nets = some(rng, 2, net);
         nets.retain(|net| net != "0.0.0.0/0" && net != "::/0");
         end.insert("notNets".into(), nets.into());
     }
@@ -395,7 +367,7 @@ fn calico_policy(rng: &mut Rng, name: &str) -> Value {
     }
     for (list, ingress) in [("ingress", true), ("egress", false)] {
         if !rng.once_in(3) {
-            let rules = rng.some(4, |rng| calico_rule(rng, ingress, global));
+            let rules = some(rng, 4, |rng| calico_rule(rng, ingress, global));
             spec.insert(list.into(), rules.into());
         }
     }
@@ -476,13 +448,13 @@ fn kubernetes_policy(rng: &mut Rng, name: &str) -> Value {
     spec.insert("podSelector".into(), label_selector(rng, &LABELS));
     for (list, peers) in [("ingress", "from"), ("egress", "to")] {
         if rng.once_in(2) {
-            let rules = rng.some(3, |rng| {
+            let rules = some(rng, 3, |rng| {
                 let mut rule = Map::new();
                 if !rng.once_in(4) {
-                    rule.insert(peers.into(), rng.some(3, peer).into());
+                    rule.insert(peers.into(), some(rng, 3, peer).into());
                 }
                 if rng.once_in(2) {
-                    rule.insert("ports".into(), rng.some(3, port).into());
+                    rule.insert("ports".into(), some(rng, 3, port).into());
                 }
                 rule.into()
             });
@@ -513,9 +485,9 @@ fn cluster_subject(rng: &mut Rng) -> Value {
 
 fn cluster_policy(rng: &mut Rng, name: &str) -> Value {
     let rules = |rng: &mut Rng, peers: &str| -> Value {
-        let rules = rng.some(3, |rng| {
+        let rules = some(rng, 3, |rng| {
             let mut pods_only = true;
-            let all = rng.some(2, |rng| {
+            let all = some(rng, 2, |rng| {
                 let networks = [
                     json!({"networks": ["10.0.0.0/24", "fd00::/64"]}),
                     json!({"networks": ["203.0.113.0/24"]}),
@@ -534,7 +506,7 @@ fn cluster_policy(rng: &mut Rng, name: &str) -> Value {
             let mut rule = json!({"action": rng.pick(&["Accept", "Accept", "Deny", "Pass"])});
             rule[peers] = all.into();
             if rng.once_in(2) {
-                let protocols = rng.some(3, |rng| match rng.below(4) {
+                let protocols = some(rng, 3, |rng| match rng.below(4) {
                     0 if pods_only || peers == "from" => {
                         json!({"destinationNamedPort": rng.pick(&PORT_NAMES)})
                     }

@@ -18,9 +18,10 @@ use tieline::policy::explain::{
     Answer, Asked, DecidedBy, ExplainError, Explainer, Protocol, Query, Side, Verdict,
 };
 use tieline::state::{ClusterId, RemoteCluster, Severity, World};
+use tieline_tests::random::Rng;
 use tieline_tests::reference::{Because, Clusters, Packet, Reference};
 
-use self::generate::{Rng, clusters, edit, packet};
+use self::generate::{clusters, edit, packet};
 use self::shrink::shrink;
 
 mod cases;

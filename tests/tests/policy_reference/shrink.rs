@@ -55,6 +55,10 @@ fn simplify(object: &mut Value, path: &mut Vec<String>, fails: &dyn Fn(&Value) -
         _ => return,
     };
     for key in keys {
+        // What an object is called stays.
+        if ["apiVersion", "kind", "namespace", "name"].contains(&key.as_str()) {
+            continue;
+        }
         let mut smaller = object.clone();
         match smaller.pointer_mut(&pointer) {
             Some(Value::Object(map)) => {
