@@ -192,6 +192,9 @@ pub struct Side {
     /// The profile that decided.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub profile: Option<String>,
+    /// Where a rule denied: what would have followed without it, in words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub otherwise: Option<String>,
     /// What would hold if the staged policies that select the pod were
     /// enforced; absent when there are none.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -8,13 +8,14 @@
 //! of other nodes are compiled when they are first asked for, and kept.
 //!
 //! ```text
-//! query   one connection, as flags or JSON
+//! query         one connection, as flags or JSON
 //! hypothetical  pods that there are not, as ends of a connection
-//! answer  what is said about it
-//! story   which tiers, policies and rules a packet meets
-//! words   a rule's conditions, and which of them a packet fails, in words
-//! text    the answer for people
-//! batch   many connections as JSON lines
+//! answer        what is said about it
+//! story         which tiers, policies and rules a packet meets
+//! words         a rule's conditions, and which of them a packet fails, in words
+//! labels        the conditions on labels, in the user's words
+//! text          the answer for people
+//! batch         many connections as JSON lines
 //! ```
 //!
 //! Start reading at [`Explainer::explain`].
@@ -45,6 +46,7 @@ use crate::state::{ClusterId, Identity, IdentityKind, ObjectName, World};
 mod answer;
 mod batch;
 mod hypothetical;
+mod labels;
 mod query;
 mod story;
 #[cfg(test)]
@@ -304,6 +306,7 @@ impl<'a> Explainer<'a> {
         if !brief {
             side.trace = story::trace(policies, direction, packet, decision);
             side.near_misses = story::near_misses(&side.trace, allow);
+            side.otherwise = story::without_rule(policies, direction, packet, decision);
         }
         Some(side)
     }

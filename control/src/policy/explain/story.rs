@@ -215,6 +215,7 @@ pub(super) fn side(
         policy_kind: None,
         rule: None,
         profile: None,
+        otherwise: None,
         staged: None,
         near_misses: Vec::new(),
         trace: Vec::new(),
@@ -301,6 +302,40 @@ fn decided_rule<'p>(set: &'p PolicySet, decision: &Decision) -> Option<&'p Rule>
     let mut policies = tier.policies.iter();
     let policy = policies.find(|it| it.source == *source && it.name == *policy)?;
     rules(policy, *direction)?.get(*index)
+}
+
+/// What would have followed had a denying rule not been there, by reading on
+/// after it.
+pub(super) fn without_rule(
+    set: &PolicySet,
+    direction: Direction,
+    packet: &Packet<'_>,
+    decision: &Decision,
+) -> Option<String> {
+    let skipped = decided_rule(set, decision).filter(|rule| rule.action == Action::Deny)?;
+    let by = |verdict: &str, tier: &Tier, policy: &Policy, rule: &Rule| {
+        let place = rule.origin + 1;
+        Some(format!("{verdict} by tier {}, policy {}, rule {place}", tier.name, policy.name))
+    };
+    'tiers: for tier in &set.tiers {
+        let mut enforced = false;
+        for (policy, rules) in applying(tier, direction, packet).filter(|(it, _)| !it.staged) {
+            enforced = true;
+            let others = rules.iter().filter(|rule| !std::ptr::eq(*rule, skipped));
+            for rule in others.filter(|rule| failures(set, rule, packet).is_empty()) {
+                match rule.action {
+                    Action::Allow => return by("allowed", tier, policy, rule),
+                    Action::Deny => return by("denied", tier, policy, rule),
+                    Action::Pass => continue 'tiers,
+                    Action::Log => {}
+                }
+            }
+        }
+        if enforced && tier.default_action == TierAction::Deny {
+            return Some(format!("denied by the default action of tier {}", tier.name));
+        }
+    }
+    Some("allowed by the profile of its namespace".to_owned())
 }
 
 /// The tiers and policies considered, up to what decided.

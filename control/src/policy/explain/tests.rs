@@ -129,6 +129,7 @@ fn a_denial_reads_like_an_answer() {
          egress   not judged here: the source is no pod of this cluster\n  \
          ingress  denied by tier security, policy quarantine, rule 2 (Deny: source matches role \
          == \"tmp\", cluster db)\n           \
+         without that rule it would be allowed by the profile of its namespace\n           \
          with staged policies enforced: would be denied by the default action of tier trials: policy \
          trial applies to local:a/web, and no rule allows this (the same verdict)\n  \
          route    none of ours: the kernel's own routes hold"
@@ -294,6 +295,30 @@ fn pods_that_there_are_not() {
     assert!(wrong(json!(7)).contains("7 is no end of a connection"));
     let port = json!({"namespace": "a", "ports": "http=x"});
     assert!(error(json!({"from": port, "to": "a/api", "port": 1})).starts_with("ports: a port is"));
+}
+
+#[test]
+fn selectors_are_told_in_the_users_words() {
+    let k8s = "projectcalico.org/orchestrator == 'k8s'";
+    let in_shop = "projectcalico.org/namespace == 'shop'";
+    for (selector, wanted) in [
+        ("role == 'x'".to_owned(), "role == \"x\""),
+        ("has(a) || has(b)".to_owned(), "has(a) || has(b)"),
+        (format!("{in_shop} && (has(a) || has(b))"), "has(a) || has(b) in namespace shop"),
+        (format!("{in_shop} && ({k8s} && has(a))"), "has(a) in namespace shop"),
+        (format!("{in_shop} && {k8s}"), "anything in namespace shop"),
+        ("pcns.team == 'x' && has(a)".to_owned(), "has(a) in namespaces with team == \"x\""),
+        ("has(projectcalico.org/namespace)".to_owned(), "anything in any namespace"),
+        ("!has(projectcalico.org/namespace)".to_owned(), "anything in no namespace"),
+        (
+            "has(pcsa.x) && projectcalico.org/serviceaccount in {'a'}".to_owned(),
+            "anything of service accounts with has(x) of service account in {\"a\"}",
+        ),
+        ("all()".to_owned(), "all()"),
+        (k8s.to_owned(), "projectcalico.org/orchestrator == \"k8s\""),
+    ] {
+        assert_eq!(labels::spoken(&Selector::parse(&selector).expect("a selector")), wanted);
+    }
 }
 
 #[test]

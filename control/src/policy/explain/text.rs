@@ -75,6 +75,9 @@ impl fmt::Display for Answer {
 impl Side {
     fn write(&self, f: &mut fmt::Formatter<'_>, name: &str) -> fmt::Result {
         writeln!(f, "  {name:<8} {}", self.reason)?;
+        if let Some(otherwise) = &self.otherwise {
+            writeln!(f, "           without that rule it would be {otherwise}")?;
+        }
         // What might have denied is of interest to programs at most.
         let misses = self.near_misses.iter().filter(|_| self.verdict == Verdict::Deny);
         for miss in misses {

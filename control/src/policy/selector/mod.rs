@@ -173,6 +173,20 @@ impl Selector {
         requirement(&self.0.root)
     }
 
+    /// The conditions that must all hold: the members of `&&` at the top, and of
+    /// those within them; the selector itself if it is no such group.
+    pub fn conjuncts(&self) -> Vec<Self> {
+        fn collect(node: &Arc<Node>, all: &mut Vec<Selector>) {
+            match &**node {
+                Node::And(members) => members.iter().for_each(|member| collect(member, all)),
+                _ => all.push(Selector::new(node.clone())),
+            }
+        }
+        let mut all = Vec::new();
+        collect(&self.0.root, &mut all);
+        all
+    }
+
     /// The canonical form.
     pub fn as_str(&self) -> &str {
         &self.0.canonical

@@ -209,6 +209,12 @@ fn combinators() {
     assert!(Selector::parse("( global( ) )").unwrap().is_global());
     assert!(spaces.mentions_global() && !spaces.is_global());
     assert!(Selector::parse("").unwrap().is_all());
+    let parts = |text: &str| {
+        let parts = Selector::parse(text).unwrap().conjuncts();
+        parts.iter().map(ToString::to_string).collect::<Vec<_>>().join(" + ")
+    };
+    assert_eq!(parts("has(a) && (has(b) && !has(c))"), "has(a) + has(b) + !has(c)");
+    assert_eq!(parts("!(has(a) && has(b)) || has(c)"), "(!(has(a) && has(b)) || has(c))");
     let keys: Vec<_> =
         Selector::parse("b == '1' && (a != '2' || !has(b))").unwrap().keys().to_vec();
     assert_eq!(keys, ["a".into(), "b".into()]);
