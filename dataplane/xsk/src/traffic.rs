@@ -173,17 +173,18 @@ impl Source {
         let start = crate::hint::monotonic_ns() + SETUP_NS;
         self.set(NEXT, if run.rate.is_some() { start << FRACTION } else { 0 });
         self.set(END, first + run.packets);
-        // One call if it can be: between two nothing is sent for a while.
+        // One call if it can be: between two nothing is sent for a while. What is
+        // left of it at the end costs little.
         let mut idle =
             if run.rate.is_some() { (due_ns + SETUP_NS as f64) / self.idle_ns } else { 0.0 };
         let mut began = None;
         loop {
             let sent = self.number(NUMBER) - first;
-            if sent >= run.packets {
+            if self.number(END) <= first + sent {
                 break;
             }
             began.get_or_insert_with(Instant::now);
-            let count = (run.packets - sent) as f64 + idle * 1.15 + 64.0;
+            let count = run.packets.saturating_sub(sent) as f64 + idle * 1.7 + 64.0;
             let count = count.min(f64::from(u32::MAX)) as u32;
             self.program.run_live(&self.frame, count, run.batch.clamp(1, 64))?;
             idle = 1e6 / self.idle_ns;
@@ -194,11 +195,16 @@ impl Source {
             None => took,
         };
         Ok(Sent {
-            packets: run.packets,
+            packets: self.number(NUMBER) - first,
             elapsed,
             latest: Duration::from_nanos(self.number(LATEST)),
             late: self.number(LATE),
         })
+    }
+
+    /// Ends the current run, which is another thread's.
+    pub fn stop(&self) {
+        self.set(END, 0);
     }
 
     /// Packets of the current run so far; another thread's run can be watched.

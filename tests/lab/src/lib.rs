@@ -35,7 +35,7 @@ mod udp;
 
 pub use capture::{Capture, CapturedFrame};
 pub use error::{Error, Result};
-pub use icmp::ping;
+pub use icmp::{ping, ping_flood};
 pub use lab::{Closer, Lab, remove_kept};
 pub use link::{End, KernelVxlan, VxlanPeer, veth};
 pub use netns::Netns;
