@@ -32,7 +32,7 @@ pub(crate) struct Scenario {
 }
 
 /// All of them, in the order in which they run.
-pub(crate) const SCENARIOS: [Scenario; 13] = [
+pub(crate) const SCENARIOS: [Scenario; 14] = [
     plain("flood", "as many packets as go through, 64 bytes, flows known before", true),
     plain(
         "new-flows",
@@ -57,6 +57,7 @@ pub(crate) const SCENARIOS: [Scenario; 13] = [
     sweep("rules", "other numbers of rules: first packets of flows a second", "rules"),
     sweep("batch", "other batch sizes of Tieline's workers", "packets in a batch"),
     sweep("workers", "more CPUs for the router", "workers"),
+    plain("pktgen", "as many packets as go through, from the kernel's own packet generator", false),
     plain("churn", "forwarding while policies change ten times a second", false),
     plain("interruption", "for how long nothing passes at a reload and at a restart", false),
 ];
@@ -213,6 +214,11 @@ impl Choice<'_> {
                     let step = step(renamed("tieline", subject), small(FLOWS[0]), flood);
                     let (case, x) = (format!("batch {batch}"), Some(f64::from(batch)));
                     steps.push(Step { case, x, ..step });
+                }
+            }
+            "pktgen" => {
+                for subject in self.nodes() {
+                    steps.push(step(subject, small(FLOWS[0]), Work::Pktgen));
                 }
             }
             "churn" => steps.push(step(Box::new(self.tieline()), small(FLOWS[1]), Work::Churn)),

@@ -94,8 +94,7 @@ impl<'a> Rig<'a> {
         offered: Option<f64>,
         first_flow: u32,
     ) -> anyhow::Result<f64> {
-        let sink =
-            self.bed.sink.run(|| Sink::attach(device::index("s0")?, true).context("sink"))??;
+        let sink = self.sink()?;
         let seconds = (RUN_UP + duration).as_secs_f64() + 0.1;
         let packets = (offered.unwrap_or(MOST_RATE) * seconds) as u64;
         let run = Run { tag: tag(), packets, rate: offered, first_flow, batch: 64 };
@@ -155,6 +154,11 @@ impl<'a> Rig<'a> {
         })?;
         std::thread::sleep(SETTLE);
         Ok(Trial { sent, seen: check.seen(), cpu: 0.0 })
+    }
+
+    /// Counts what arrives, without looking at it.
+    pub(crate) fn sink(&self) -> anyhow::Result<Sink> {
+        self.bed.sink.run(|| Sink::attach(device::index("s0")?, true).context("sink on s0"))?
     }
 
     fn check(&self) -> anyhow::Result<Check> {

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use tieline_dataplane::xsk::traffic::MOST_FLOWS;
-use tieline_lab::{TcpServer, bulk, ping_flood, request_response};
+use tieline_lab::{Pktgen, TcpServer, bulk, ping_flood, pktgen_missing, request_response};
 
 use crate::bed::{Bed, Offloads};
 use crate::flows::{self, Load};
 use crate::outcome::{Measure, Place, Row};
 use crate::rig::{Rig, Trial};
-use crate::subject::Subject;
+use crate::subject::{Missing, Subject};
 use crate::usage;
 
 /// How long and how often.
@@ -46,6 +46,8 @@ pub(crate) enum Work {
     /// The rates without drops and with few, latencies at parts of the first,
     /// and CPU time per packet.
     Rate,
+    /// As many packets as go through, made by the kernel's own generator.
+    Pktgen,
     /// Pings one after the other.
     Ping,
     /// TCP between two pods, with and without segmentation offload.
@@ -67,6 +69,7 @@ impl Work {
                 let searches = effort.searches() as f64;
                 (2.0 * f64::from(effort.steps) * searches + 5.0 * searches + 1.0) * trial
             }
+            Self::Pktgen => 2.0 * runs,
             Self::Ping | Self::Tcp { .. } => 2.0 * runs * trial,
             Self::Interruption => 6.0,
         }
@@ -88,6 +91,7 @@ pub(crate) fn measure(
         }
         Work::NewFlows => new_flows(bed, subject, load, effort, at),
         Work::Rate => rate(&Rig::new(bed, subject, load)?, effort, at),
+        Work::Pktgen => pktgen(bed, &Rig::new(bed, subject, load)?, effort, at),
         Work::Ping => ping(bed, &Rig::new(bed, subject, load)?, effort, at),
         Work::Tcp { offloads } => tcp(bed, &Rig::new(bed, subject, load)?, offloads, effort, at),
         Work::Churn => churn(&Rig::new(bed, subject, load)?, effort, at),
@@ -247,6 +251,30 @@ fn latencies(trials: &[Trial], at: &Place) -> Vec<Row> {
         .zip(all)
         .map(|(measure, runs)| Row::new(at, measure, runs))
         .collect()
+}
+
+fn pktgen(bed: &Bed, rig: &Rig<'_>, effort: Effort, at: &Place) -> anyhow::Result<Vec<Row>> {
+    if let Some(missing) = pktgen_missing() {
+        return Err(Missing(missing).into());
+    }
+    let entry = rig.running.entry();
+    let pktgen = Pktgen {
+        device: entry.device.clone(),
+        cpu: bed.cpus.traffic,
+        packets: 500_000,
+        size: 64,
+        rate: None,
+        mac: flows::mac_text(entry.mac),
+        addresses: (flows::local_pod(0), flows::remote_pod(0)),
+        source_ports: (10_000, 10_063),
+        port: flows::PORT,
+    };
+    let rates = repeat(effort.runs, || {
+        let sink = rig.sink()?;
+        let generated = pktgen.run(&entry.netns)?;
+        Ok(sink.frames() as f64 * 1e6 / generated.microseconds.max(1) as f64)
+    })?;
+    Ok(vec![Row::new(at, Measure::FORWARDED, rates)])
 }
 
 fn ping(bed: &Bed, rig: &Rig<'_>, effort: Effort, at: &Place) -> anyhow::Result<Vec<Row>> {
