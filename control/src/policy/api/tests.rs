@@ -702,8 +702,12 @@ fn a_good_version_stays_in_force_when_a_broken_one_follows() {
             (kind, ObjectName { namespace: namespace.into(), name: name.into() })
         };
         let (own, beside) = (name("p", kind(short)), name("other", PolicyKind::NetworkPolicy));
-        assert_eq!(policies(&after)[&own], policies(&before)[&own], "{broken}");
-        assert_ne!(policies(&after)[&beside], policies(&before)[&beside], "it is taken over");
+        assert_eq!(policies(&after).get(&own), policies(&before).get(&own), "{broken}");
+        assert_ne!(
+            policies(&after).get(&beside),
+            policies(&before).get(&beside),
+            "it is taken over"
+        );
         let [condition] = &*after.view().conditions else {
             panic!("{broken}: {:#?}", after.view().conditions);
         };
