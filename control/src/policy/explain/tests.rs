@@ -105,7 +105,7 @@ fn derived() -> Derived {
     };
     let compiled = compile(&policies, &identities);
     let resolved = resolve(&world);
-    Derived { world: Arc::new(world), resolved, identities, policies: policies.into(), compiled }
+    Derived::new(Arc::new(world), resolved, identities, policies.into(), compiled)
 }
 
 fn ask(query: Value) -> Result<Answer, ExplainError> {
