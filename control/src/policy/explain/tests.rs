@@ -109,7 +109,7 @@ fn derived() -> Derived {
     };
     let compiled = compile(&policies, &identities);
     let resolved = resolve(&world);
-    Derived { world: Arc::new(world), resolved, identities, policies: policies.into(), compiled }
+    Derived::new(Arc::new(world), resolved, identities, policies.into(), compiled)
 }
 
 fn ask(query: Value) -> Result<Answer, ExplainError> {
@@ -238,7 +238,7 @@ fn several_rules_from_one_have_its_number() {
     }
     policies.tiers[2].policies[0] = Arc::new(api);
     derived.policies = Arc::new(policies);
-    derived.compiled = compile(&derived.policies, &derived.identities);
+    derived.compiled = compile(&derived.policies, derived.identities());
     let ask = |port: u16| {
         let query = json!({"from": "a/web", "to": "a/api", "port": port});
         let query = serde_json::from_value(query).expect("a query");
