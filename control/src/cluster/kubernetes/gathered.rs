@@ -538,3 +538,6 @@ impl Renamed {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;
