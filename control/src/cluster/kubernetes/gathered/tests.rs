@@ -194,6 +194,14 @@ fn what_is_not_served_is_not_there() {
     assert_eq!(all.pods(), [""; 0]);
     all.list(Kind::Pod, vec![pod("p", "x")]);
     assert_eq!(all.pods(), ["n/p"]);
+    assert_eq!(all.told(), [""; 0]);
+    all.tell(Kind::IpPool, Step::Absent);
+    assert!(all.told()[0].starts_with("Error IPPool: neither crd.projectcalico.org nor"));
+    let mut local = Gathered::new(ClusterId::Local);
+    local.tell(Kind::RemoteClusterConfiguration, Step::Absent);
+    local.rest();
+    assert!(local.complete());
+    assert!(local.told()[0].starts_with("Warning RemoteClusterConfiguration: is not served"));
 }
 
 #[test]
