@@ -43,7 +43,7 @@ impl<'a> LabelSets<'a> {
 
 /// Selectors, by what they require.
 #[derive(Debug, Default)]
-pub(super) struct Matcher<'a> {
+pub(crate) struct Matcher<'a> {
     selectors: Vec<&'a Selector>,
     by_value: HashMap<&'a str, HashMap<&'a str, Vec<u32>>>,
     by_key: HashMap<&'a str, Vec<u32>>,
@@ -52,7 +52,7 @@ pub(super) struct Matcher<'a> {
 
 impl<'a> Matcher<'a> {
     /// Prepares selectors; their numbers are their places.
-    pub(super) fn new(selectors: &[&'a Selector]) -> Self {
+    pub(crate) fn new(selectors: &[&'a Selector]) -> Self {
         let mut matcher = Self { selectors: selectors.to_vec(), ..Self::default() };
         for (id, selector) in (0..).zip(selectors) {
             match selector.requirement() {
@@ -70,7 +70,7 @@ impl<'a> Matcher<'a> {
     }
 
     /// The selectors that match, ascending.
-    pub(super) fn matching(&self, labels: &Labels) -> Vec<u32> {
+    pub(crate) fn matching(&self, labels: &Labels) -> Vec<u32> {
         let mut awake = self.unconditional.clone();
         for (key, value) in labels {
             awake.extend(self.by_key.get(key.as_str()).into_iter().flatten());
