@@ -2,4 +2,5 @@
 #![forbid(unsafe_code)]
 pub mod guest;
 pub mod joined;
+pub mod kube;
 pub mod oracle;
