@@ -21,6 +21,7 @@ mod refusals;
 mod routes;
 mod vtep;
 
+pub(crate) use claims::never_owned;
 pub use vtep::{mac_v4, mac_v6};
 
 use std::collections::{BTreeMap, BTreeSet};
