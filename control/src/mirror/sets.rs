@@ -19,6 +19,7 @@ use sha1::{Digest, Sha1};
 use tieline_dataplane::addr::Prefix;
 
 use super::group::{Group, Groups};
+use super::object::owner;
 use crate::state::Labels;
 
 /// Most addresses of a set. A change of one address writes the whole set, some
@@ -29,7 +30,8 @@ pub const LARGEST_SET: usize = 1000;
 /// A set: what it is to hold, or holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Set {
-    /// The remote cluster that its addresses are of.
+    /// The remote cluster that its addresses are of, as the owner's label has
+    /// it.
     pub cluster: Arc<str>,
     /// Its labels, but for the owner's.
     pub labels: Arc<Labels>,
@@ -74,7 +76,7 @@ fn with_largest(groups: &Groups, existing: &Sets, largest: usize) -> Sets {
     for (group, nets) in &groups.sets {
         let base = base(group);
         for (number, nets) in shards(&base, group, nets, existing, largest) {
-            let set = Set { cluster: group.cluster.clone(), labels: group.labels.clone(), nets };
+            let set = Set { cluster: owner(&group.cluster), labels: group.labels.clone(), nets };
             all.insert(format!("{base}-{number}"), set);
         }
     }
@@ -92,8 +94,9 @@ fn shards(
     let numbered = existing
         .range(format!("{base}-")..)
         .take_while(|(name, _)| name.strip_prefix(base).is_some_and(|rest| rest.starts_with('-')));
+    let owner = owner(&group.cluster);
     let mut present: Vec<(usize, &Set)> = numbered
-        .filter(|(_, set)| set.labels == group.labels && set.cluster == group.cluster)
+        .filter(|(_, set)| set.labels == group.labels && set.cluster == owner)
         .filter_map(|(name, set)| Some((name[base.len() + 1..].parse().ok()?, set)))
         .collect();
     // A group that has become small goes back into few sets: the smallest are

@@ -155,6 +155,10 @@ fn add_network_sets(all: &mut Vec<Identity>, local: &ClusterObjects) {
             #[allow(unreachable_patterns, reason = "network sets may be the only objects")]
             _ => continue,
         };
+        // What we have written for Felix is known better from its origin.
+        if set.labels.contains_key(crate::mirror::OWNER) {
+            continue;
+        }
         let mut labels = set.labels.clone();
         if *kind == PolicyKind::NetworkSet {
             labels.insert(NAMESPACE.to_owned(), name.namespace.clone());
