@@ -97,6 +97,7 @@ impl State {
         Input {
             derived: Arc::new(derive(Arc::new(world))),
             unknown: self.unknown.iter().map(|number| cluster(*number)).collect(),
+            remotes: BTreeMap::new(),
         }
     }
 
@@ -145,7 +146,8 @@ impl Daemon {
         let client = kube::Client::try_from(config).unwrap();
         let (modes, told) = watch::channel(AUTO);
         let (input, inputs) = watch::channel(Some(state.input()));
-        let place = Place { client, namespace: "tieline-system".into(), node: node.into() };
+        let place =
+            Place { client, namespace: "tieline-system".into(), node: node.into(), storage: None };
         Self { mirror: Mirror::start(place, told, inputs), modes, input }
     }
 

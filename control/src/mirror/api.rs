@@ -63,7 +63,7 @@ impl From<kube::Error> for Failure {
 
 type Result<T> = std::result::Result<T, Failure>;
 
-async fn in_time<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T> {
+pub(super) async fn in_time<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T> {
     match tokio::time::timeout(PATIENCE, request).await {
         Ok(answer) => Ok(answer?),
         Err(_) => {
@@ -93,6 +93,8 @@ pub(super) struct Requests {
     pub(super) client: kube::Client,
     /// Namespace of the Lease.
     pub(super) namespace: String,
+    /// The group in which Calico stores, where the configuration says it.
+    pub(super) storage: Option<Storage>,
 }
 
 impl Requests {
@@ -102,7 +104,8 @@ impl Requests {
 
     /// The group in which Calico stores, if there is one.
     pub(super) async fn storage(&self) -> Result<Option<Storage>> {
-        for storage in Storage::ALL {
+        let all = Storage::ALL.into_iter().filter(|it| self.storage.is_none_or(|said| said == *it));
+        for storage in all {
             let list = self.client.list_api_group_resources(storage.api_version());
             match in_time(list).await {
                 Ok(list) if list.resources.iter().any(|it| it.kind == Written::Set.kind()) => {

@@ -20,9 +20,16 @@
 //! api      the requests, and what their failures mean
 //! owned    our objects as the API has them
 //! writer   puts all of it together
+//! uninstall  removes all of it
+//! report   what becomes of remote clusters, on their configurations
 //! status   what is told about it
 //! ```
 //! Start reading at [`wanted`], then [`sets`].
+
+use std::sync::Arc;
+
+use crate::policy::api::{PolicyKind, PolicyObject, PolicyObjects};
+use crate::state::{ClusterId, Identity, IdentityKind};
 
 mod api;
 pub mod checks;
@@ -33,9 +40,11 @@ pub mod object;
 mod owned;
 pub mod pace;
 pub mod pools;
+mod report;
 pub mod sets;
 pub mod status;
 mod tell;
+pub mod uninstall;
 pub mod wanted;
 mod writer;
 
@@ -44,3 +53,24 @@ pub use object::OWNER;
 pub use status::MirrorStatus;
 pub use wanted::{Input, Modes};
 pub use writer::{Mirror, Place};
+
+/// The sets that are written for Felix, as identities of the local cluster.
+pub fn mirrored_sets(objects: &PolicyObjects) -> Vec<Identity> {
+    let sets = objects.0.iter().filter_map(|((kind, name), object)| match &**object {
+        PolicyObject::NetworkSet(set)
+            if *kind == PolicyKind::GlobalNetworkSet && set.labels.contains_key(OWNER) =>
+        {
+            Some(Identity {
+                cluster: ClusterId::Local,
+                kind: IdentityKind::NetworkSet,
+                name: name.clone(),
+                node: String::new(),
+                labels: Arc::new(set.labels.clone()),
+                nets: set.nets.clone(),
+                ports: Vec::new(),
+            })
+        }
+        _ => None,
+    });
+    sets.collect()
+}

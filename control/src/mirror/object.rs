@@ -210,7 +210,7 @@ mod tests {
         Set {
             cluster: "db".into(),
             labels: Arc::new([("app".to_owned(), "pg".to_owned())].into()),
-            nets: [Prefix::host([10, 2, 0, 1].into()), Prefix::host([10, 2, 0, 2].into())].into(),
+            nets: ["10.2.0.1/32", "10.2.0.2/32"].map(|net| net.parse().unwrap()).into(),
         }
     }
 

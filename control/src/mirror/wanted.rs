@@ -1,6 +1,6 @@
 //! From the state of the world to the objects that are to exist.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::group::Grouper;
@@ -9,6 +9,7 @@ use super::pools::{self, Pools};
 use super::sets::{self, Sets};
 use super::{checks, group};
 use crate::derive::Derived;
+use crate::federation::RemoteStatus;
 use crate::policy::convert::rule_selectors;
 use crate::policy::selector::Selector;
 use crate::state::Condition;
@@ -30,6 +31,8 @@ pub struct Input {
     /// Remote clusters of which nothing is known yet, by
     /// RemoteClusterConfiguration: what is there of them stays.
     pub unknown: BTreeSet<Arc<str>>,
+    /// Remote clusters, for their RemoteClusterConfigurations' status.
+    pub remotes: BTreeMap<String, RemoteStatus>,
 }
 
 /// The objects that are to exist.

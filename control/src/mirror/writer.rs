@@ -25,6 +25,7 @@ use super::object::{self, OWNER, Storage, Written};
 use super::owned::Owned;
 use super::pace::{Pace, SAME_SET};
 use super::pools::Pool;
+use super::report::Reporter;
 use super::sets::{Plan, Set, Write};
 use super::status::MirrorStatus;
 use super::wanted::{Asked, Input, Modes, Wanted, work_out};
@@ -33,7 +34,7 @@ use super::{checks, tell};
 /// Changes of the world within this time are one change.
 const GATHER: Duration = Duration::from_millis(50);
 /// When to look again for what is not there, or not allowed.
-const LOOK_AGAIN: Duration = Duration::from_secs(30);
+pub(super) const LOOK_AGAIN: Duration = Duration::from_secs(30);
 /// Writes between two looks at everything else.
 const SLICE: usize = 16;
 /// Longest wait after failures of the API.
@@ -48,6 +49,9 @@ pub struct Place {
     pub namespace: String,
     /// The node.
     pub node: String,
+    /// The group in which Calico stores its objects; found out if it is not
+    /// given.
+    pub storage: Option<Storage>,
 }
 
 /// A running mirror.
@@ -87,7 +91,7 @@ impl Mirror {
 /// What watches tell.
 enum Event {
     Lease(Option<Record>),
-    Object(Written, watcher::Event<DynamicObject>),
+    Object(Written, Box<watcher::Event<DynamicObject>>),
     Failed(&'static str, Failure),
 }
 
@@ -137,6 +141,7 @@ pub(super) struct Leading {
     written: HashMap<String, Instant>,
     differs_since: HashMap<String, Instant>,
     pub(super) waiting: usize,
+    reporter: Reporter,
 }
 
 impl Leading {
@@ -159,6 +164,7 @@ impl Leading {
             written: HashMap::default(),
             differs_since: HashMap::default(),
             waiting: 0,
+            reporter: Reporter::default(),
         }
     }
 }
@@ -176,7 +182,8 @@ impl Task {
         input: watch::Receiver<Option<Input>>,
         told: watch::Sender<Arc<MirrorStatus>>,
     ) -> Self {
-        let requests = Requests { client: place.client, namespace: place.namespace };
+        let requests =
+            Requests { client: place.client, namespace: place.namespace, storage: place.storage };
         let (sender, events) = mpsc::channel(256);
         let only = watcher::Config::default().fields(&format!("metadata.name={LEASE}"));
         let stream = watcher(requests.leases(), only).boxed();
@@ -203,10 +210,12 @@ impl Task {
     async fn run(mut self, mut stopped: oneshot::Receiver<()>) {
         loop {
             let elect = self.elect().await;
-            let write = if self.leads() { self.write().await } else { None };
+            let leads = self.leads();
+            let report = if leads { self.report().await } else { None };
+            let write = if leads { self.write().await } else { None };
             self.told.send_replace(Arc::new(tell::status(&self)));
             let belief = self.leading.as_ref().and_then(|_| self.election.valid_until());
-            let wake = [elect, write, belief].into_iter().flatten().min();
+            let wake = [elect, report, write, belief].into_iter().flatten().min();
             let wake = wake.unwrap_or_else(|| Instant::now() + LOOK_AGAIN);
             tokio::select! {
                 _ = &mut stopped => break,
@@ -251,8 +260,8 @@ impl Task {
                 let Some(leading) = &mut self.leading else { return };
                 let Some(storage) = leading.storage else { return };
                 match kind {
-                    Written::Set => leading.sets.event(storage, event),
-                    Written::Pool => leading.pools.event(storage, event),
+                    Written::Set => leading.sets.event(storage, *event),
+                    Written::Pool => leading.pools.event(storage, *event),
                 }
                 if matches!(self.failure, Some(("watch", _))) {
                     self.failure = None;
@@ -304,6 +313,19 @@ impl Task {
             info!("this daemon no longer writes what Felix must know");
         }
         holds
+    }
+
+    /// Tells what becomes of remote clusters; when there is more to tell.
+    async fn report(&mut self) -> Option<Instant> {
+        let remotes = self.input.borrow().as_ref()?.remotes.clone();
+        let leading = self.leading.as_mut()?;
+        let (wake, failure) = leading.reporter.report(&self.requests, &remotes).await;
+        if let Some(failure) = failure {
+            self.failure = Some(("status", failure));
+        } else if matches!(self.failure, Some(("status", _))) {
+            self.failure = None;
+        }
+        wake
     }
 
     /// Does what is due as the writer; when there is more to do.
@@ -641,7 +663,7 @@ async fn follow_objects(kind: Written, mut stream: Stream, sender: mpsc::Sender<
                 if !matches!(event, watcher::Event::Init) {
                     failures = 0;
                 }
-                if sender.send(Event::Object(kind, event)).await.is_err() {
+                if sender.send(Event::Object(kind, Box::new(event))).await.is_err() {
                     return;
                 }
             }

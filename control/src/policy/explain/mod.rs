@@ -14,6 +14,7 @@
 //! words   a rule's conditions, and which of them a packet fails, in words
 //! text    the answer for people
 //! batch   many connections as JSON lines
+//! felix   what Felix decides, knowing of remote clusters what is written for it
 //! ```
 //!
 //! Start reading at [`Explainer::explain`].
@@ -29,6 +30,7 @@ pub use self::answer::{
     Answer, DecidedBy, EndpointInfo, ExplainError, IdentityInfo, RouteInfo, Side, Staged, Verdict,
 };
 pub use self::batch::{Summary, explain_lines, explain_text};
+pub use self::felix::FelixView;
 use self::query::End;
 pub use self::query::{Protocol, Query};
 pub use self::story::{NearMiss, PolicyTrace, RuleTrace, TierTrace};
@@ -41,6 +43,7 @@ use crate::state::{ClusterId, Identity, IdentityKind, ObjectName, World};
 
 mod answer;
 mod batch;
+mod felix;
 mod query;
 mod story;
 #[cfg(test)]
@@ -65,6 +68,8 @@ pub struct Explainer<'a> {
     nets: PrefixMap<Vec<u32>>,
     /// The policies as they would be if none were staged, where any are.
     staged: Option<Arc<PolicySet>>,
+    /// What Felix knows, if anything is written for it.
+    felix: Option<Arc<Vec<Identity>>>,
     /// By node of the local cluster.
     nodes: HashMap<String, Node<'a>>,
 }
@@ -75,6 +80,8 @@ struct Node<'a> {
     enforced: Tables<'a>,
     /// With staged policies enforced; only where there are any.
     staged: Option<Tables<'a>>,
+    /// With what Felix knows; only where anything is written for it.
+    felix: Option<Tables<'a>>,
     resolved: Cow<'a, Resolved>,
     /// Its routes' destinations.
     routes: PrefixMap<Prefix>,
@@ -134,6 +141,7 @@ impl<'a> Explainer<'a> {
             owners: HashMap::default(),
             nets: PrefixMap::default(),
             staged: with_staged(&derived.policies).map(Arc::new),
+            felix: felix::identities(derived).map(Arc::new),
             nodes: HashMap::default(),
         };
         for (at, identity) in (0..).zip(&derived.identities) {
@@ -250,6 +258,7 @@ impl<'a> Explainer<'a> {
         let brief = self.brief;
         let policies = &self.derived.policies;
         let staged_policies = self.staged.clone();
+        let known = self.felix.clone();
         let node = self.node(&node);
         let (allow, decision) = node.enforced.judge(direction, packet);
         let mut side = story::side(policies, direction, packet, allow, decision);
@@ -264,6 +273,12 @@ impl<'a> Explainer<'a> {
                 reason: format!("would be {reason}"),
             });
         }
+        let (_, peer) = packet.ends(direction);
+        if let (Some(tables), Some(known)) = (&node.felix, known)
+            && felix::concerns(peer)
+        {
+            side.felix = Some(felix::view(tables, &known, policies, direction, packet, allow));
+        }
         if !brief {
             side.trace = story::trace(policies, direction, packet, decision);
             side.near_misses = story::near_misses(&side.trace, allow);
@@ -275,6 +290,7 @@ impl<'a> Explainer<'a> {
     fn node(&mut self, name: &str) -> &Node<'a> {
         let derived = self.derived;
         let staged = self.staged.clone();
+        let known = self.felix.clone();
         self.nodes.entry(name.to_owned()).or_insert_with(|| {
             let own = derived.world.node == name;
             let identities: Cow<'a, [Identity]> = if own {
@@ -288,6 +304,10 @@ impl<'a> Explainer<'a> {
                 Cow::Owned(compile(&derived.policies, &identities))
             };
             let staged = staged.map(|set| Tables::new(Cow::Owned(compile(&set, &identities))));
+            let felix = known.map(|known| {
+                let seen: Vec<Identity> = known.iter().map(|it| seen_from(it, name)).collect();
+                Tables::new(Cow::Owned(compile(&derived.policies, &seen)))
+            });
             let resolved = if own {
                 Cow::Borrowed(&derived.resolved)
             } else {
@@ -298,7 +318,7 @@ impl<'a> Explainer<'a> {
             for prefix in resolved.routes.keys() {
                 routes.insert(*prefix, *prefix);
             }
-            Node { enforced: Tables::new(enforced), staged, resolved, routes }
+            Node { enforced: Tables::new(enforced), staged, felix, resolved, routes }
         })
     }
 

@@ -210,6 +210,7 @@ pub(super) fn side(
         rule: None,
         profile: None,
         staged: None,
+        felix: None,
         near_misses: Vec::new(),
         trace: Vec::new(),
     };
