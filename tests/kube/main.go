@@ -19,7 +19,8 @@ const usage = `usage: kube VERB ...
   compact      make etcd forget all revisions but the last
   ready        wait until an API server and its controllers do their work
   certificate  write a self-signed serving certificate
-  load, churn  clusters in bulk`
+  load, churn  clusters in bulk
+  toggle       change a label time and again, and say when`
 
 func main() {
 	if len(os.Args) < 2 {
@@ -49,6 +50,8 @@ func main() {
 		exit(load())
 	case "churn":
 		exit(churn())
+	case "toggle":
+		exit(toggle())
 	default:
 		fmt.Fprintln(os.Stderr, usage)
 		os.Exit(2)

@@ -4,3 +4,5 @@ pub mod guest;
 pub mod joined;
 pub mod kube;
 pub mod oracle;
+pub mod random;
+pub mod reference;

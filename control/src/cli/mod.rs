@@ -41,7 +41,7 @@ enum Command {
     /// Show what the daemon of this node is doing
     Status(status::StatusArgs),
     /// Say why a connection is allowed or denied
-    Explain(explain::ExplainArgs),
+    Explain(Box<explain::ExplainArgs>),
     /// Remove what was written into the cluster for Calico's Felix, once no daemon runs any more
     Uninstall(uninstall::UninstallArgs),
 }

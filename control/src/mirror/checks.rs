@@ -25,6 +25,30 @@ pub fn applies(local: &ClusterObjects, information: Option<&Value>) -> Result<()
     Ok(())
 }
 
+/// Whether Felix and the XDP program get along.
+pub fn xdp(local: &ClusterObjects, node: &str) -> Option<Condition> {
+    let own = format!("node.{node}");
+    let (name, felix) = [own.as_str(), "default"]
+        .into_iter()
+        .find_map(|name| {
+            local
+                .felix
+                .get(name)
+                .filter(|it| it.xdp_enabled.is_some())
+                .map(|it| (name, it.xdp_enabled))
+        })
+        .unwrap_or(("default", None));
+    (!local.felix.is_empty() && felix != Some(false)).then(|| Condition {
+        severity: Severity::Warning,
+        cluster: ClusterId::Local,
+        object: format!("FelixConfiguration {name}"),
+        message:
+            "spec.xdpEnabled is not false: beside the XDP program of Tieline, Felix then takes \
+                  seconds to apply a policy; set it to false"
+                .to_owned(),
+    })
+}
+
 /// Rules that Felix can't enforce towards remote endpoints: a port's name is
 /// known of pods and host endpoints only, never of a set.
 pub fn named_ports(derived: &Derived) -> Vec<Condition> {
@@ -105,6 +129,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::state::FelixConfiguration;
 
     #[test]
     fn only_where_felix_is_and_no_other_federation() {
@@ -115,5 +140,12 @@ mod tests {
         assert!(applies(&local, Some(&json!({"variant": "TigeraSecureEnterprise"}))).is_err());
         local.felix.insert("default".into(), Default::default());
         assert!(applies(&local, None).is_ok());
+        let felix = |on| FelixConfiguration { xdp_enabled: on, ..Default::default() };
+        assert!(xdp(&local, "a").is_some());
+        local.felix.insert("node.a".into(), felix(Some(false)).into());
+        assert!(xdp(&local, "a").is_none());
+        local.felix.insert("default".into(), felix(Some(false)).into());
+        local.felix.insert("node.a".into(), felix(Some(true)).into());
+        assert_eq!(xdp(&local, "a").unwrap().object, "FelixConfiguration node.a");
     }
 }

@@ -34,6 +34,7 @@ impl Daemon {
             gateway: self.gateway_status(),
             workers,
             clusters: serde_json::to_value(self.federation.status()).unwrap_or_default(),
+            felix: serde_json::to_value(self.mirroring.status()).unwrap_or_default(),
             tables: self.table_status(),
             vteps: self.vtep_status(),
             counters: counters.collect(),
@@ -133,6 +134,7 @@ impl Daemon {
     fn all_conditions(&self) -> Vec<Condition> {
         let mut all: Vec<_> = self.conditions.values().flatten().cloned().collect();
         all.extend(self.federation.conditions().iter().cloned());
+        all.extend(self.mirroring.conditions(self.derived.as_deref()));
         all.extend(self.derived.iter().flat_map(|derived| derived.conditions()));
         all.sort_by(|a, b| b.severity.cmp(&a.severity).then_with(|| a.cmp(b)));
         all.dedup();
@@ -140,9 +142,10 @@ impl Daemon {
     }
 }
 
-/// Counts the live flows on another thread: the table may be large, and this
-/// one has other things to do. The count is a few seconds old at most.
-pub(super) fn count_flows(flows: &Arc<FlowTable>, live: &Arc<AtomicUsize>) {
+/// Takes flows away that are over, and counts the live ones, on another thread:
+/// the table may be large, and this one has other things to do. The count is a
+/// few seconds old at most.
+pub(super) fn age_flows(flows: &Arc<FlowTable>, live: &Arc<AtomicUsize>) {
     // A count that is still going on holds the table.
     if Arc::strong_count(live) > 1 {
         return;
@@ -150,6 +153,7 @@ pub(super) fn count_flows(flows: &Arc<FlowTable>, live: &Arc<AtomicUsize>) {
     let (flows, live) = (flows.clone(), live.clone());
     tokio::task::spawn_blocking(move || {
         let now = Tick::from_nanoseconds(monotonic_ns());
+        flows.sweep(now);
         live.store(flows.iter(now).count(), Ordering::Relaxed);
     });
 }

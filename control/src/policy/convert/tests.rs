@@ -719,6 +719,28 @@ fn rules_keep_their_places() {
     assert_eq!(actions, [Action::Log, Action::Deny, Action::Allow]);
 }
 
+#[test]
+fn rules_name_the_one_that_the_user_wrote() {
+    let origins = |policy: &Policy| {
+        let rules = policy.ingress.iter().chain(&policy.egress).flatten();
+        rules.map(|rule| rule.origin).collect::<Vec<_>>()
+    };
+    let spec = "{ingress: [{from: [{podSelector: {}}, {namespaceSelector: {}}], \
+                ports: [{port: 1}, {port: 2, protocol: UDP}]}, {}, {ports: [{port: x}, {port: 3}]}], \
+                egress: [{}, {}]}";
+    assert_eq!(origins(&only("knp", "n/p", spec).0), [0, 0, 0, 0, 1, 2, 0, 1]);
+    let peer = "from: [{namespaces: {}}, {pods: {podSelector: {}}}]";
+    let rules = format!(
+        "[{{action: Pass, {peer}}}, {{action: Accept, from: [{{nodes: {{}}}}]}}, \
+          {{action: Deny, from: [{{nodes: {{}}}}]}}, {{action: Accept, {peer}}}]"
+    );
+    let spec =
+        format!("{{tier: Admin, priority: 7, subject: {{namespaces: {{}}}}, ingress: {rules}}}");
+    assert_eq!(origins(&only("cnp", "p", &spec).0), [0, 0, 2, 3, 3]);
+    let spec = "{ingress: [{action: Log}, {action: Deny}], egress: [{action: Deny}]}";
+    assert_eq!(origins(&only("gnp", "p", spec).0), [0, 1, 0]);
+}
+
 /// A few objects that name each other's tiers and services.
 const POOL: &[(&str, &str, &[&str])] = &[
     ("tier", "sec", &["{order: 5}", "{order: 2000000, defaultAction: Pass}"]),

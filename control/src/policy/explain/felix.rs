@@ -33,9 +33,11 @@ pub(super) fn identities(derived: &Derived) -> Option<Vec<Identity>> {
     Some(local.cloned().chain(sets).collect())
 }
 
-/// Whether the two may differ about a peer.
+/// Whether the two may differ about a peer. Nothing is written for a pod that
+/// there is not.
 pub(super) fn concerns(peer: &Peer<'_>) -> bool {
-    peer.owners.iter().any(|owner| owner.cluster != ClusterId::Local)
+    let exists = !peer.owners.iter().any(|owner| super::is_hypothetical(owner));
+    exists && peer.owners.iter().any(|owner| owner.cluster != ClusterId::Local)
 }
 
 /// Felix's verdict, from tables that were compiled with what it knows.
