@@ -264,6 +264,7 @@ mod tests {
                 objects: [("Pod".to_owned(), pods)].into(),
                 ignored: BTreeMap::new(),
                 last_event_ms: None,
+                contact_losses: 0,
             },
             overlay: state == RemoteState::InSync,
             overlay_reason: "overlayRoutingMode is Enabled".to_owned(),

@@ -6,9 +6,12 @@
 //! from real ones is others' to test.
 #![forbid(unsafe_code)]
 
+mod faults;
+mod figures;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -140,12 +143,13 @@ struct Daemon {
 
 impl Daemon {
     async fn start(kubeconfig: &Path, node: &str, state: &State) -> Self {
-        let config = kube::config::Kubeconfig::read_from(kubeconfig).unwrap();
-        let options = kube::config::KubeConfigOptions::default();
-        let config = kube::Config::from_custom_kubeconfig(config, &options).await.unwrap();
-        let client = kube::Client::try_from(config).unwrap();
+        Self::with(kubeconfig, node, state.input()).await
+    }
+
+    async fn with(kubeconfig: &Path, node: &str, input: Input) -> Self {
+        let client = client(kubeconfig).await;
         let (modes, told) = watch::channel(AUTO);
-        let (input, inputs) = watch::channel(Some(state.input()));
+        let (input, inputs) = watch::channel(Some(input));
         let place =
             Place { client, namespace: "tieline-system".into(), node: node.into(), storage: None };
         Self { mirror: Mirror::start(place, told, inputs), modes, input }
@@ -166,6 +170,13 @@ impl Daemon {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
+}
+
+async fn client(kubeconfig: &Path) -> kube::Client {
+    let config = kube::config::Kubeconfig::read_from(kubeconfig).unwrap();
+    let options = kube::config::KubeConfigOptions::default();
+    let config = kube::Config::from_custom_kubeconfig(config, &options).await.unwrap();
+    kube::Client::try_from(config).unwrap()
 }
 
 /// Our GlobalNetworkSets in the API: the addresses by value of `app`, whose
@@ -225,14 +236,19 @@ fn pools(api: &ApiCluster, group: Group) -> Vec<String> {
 }
 
 /// A cluster with Calico's kinds in a group, and the daemon's account.
-fn ready(lab: &Lab, program: &Path, group: Group) -> (ApiCluster, std::path::PathBuf) {
+fn ready(lab: &Lab, program: &Path, group: Group) -> (ApiCluster, PathBuf) {
     let api = ApiCluster::alone(lab, program, "a");
-    api.apply(&group.crds());
-    api.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"]);
+    install(&api, &group.crds());
     // Of the whole only names and rights: nothing runs daemonsets here.
     api.apply(&manifest("kubernetes.yaml"));
     let kubeconfig = account_kubeconfig(&api, "tieline-system", "tieline");
     (api, kubeconfig)
+}
+
+/// Applies CustomResourceDefinitions and waits until they are served.
+fn install(api: &ApiCluster, crds: &str) {
+    api.apply(crds);
+    api.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"]);
 }
 
 /// Runs inside the cluster's namespace, where its API server is reached.
