@@ -39,6 +39,8 @@ section! {
         section flow_table: FlowTable = FlowTable::default(),
         /// Remote clusters.
         section federation: Federation = Federation::default(),
+        /// What Calico's Felix is told of remote clusters.
+        section felix: Felix = Felix::default(),
         /// How the daemon is talked to.
         section admin: Admin = Admin::default(),
         /// What the daemon writes to standard error.
@@ -285,6 +287,32 @@ pub enum Stale {
     ExpireIdentities,
     /// All of it goes.
     Withdraw,
+}
+
+section! {
+    /// What Calico's Felix is told of remote clusters: it enforces policy on every pod too, and knows
+    /// only what is in the local cluster's API. One daemon of the cluster writes there, if clusters
+    /// are read from Kubernetes APIs and Felix is found.
+    Felix {
+        /// Remote endpoints' labels and addresses as GlobalNetworkSets, as far as local policies
+        /// ask for them: "auto", unless Calico has a federation of its own; or "off", which
+        /// removes those that there are.
+        live mirror: Told = Told::Auto,
+        /// Disabled IPPools over remote ranges, without which Felix rewrites the source of what
+        /// local pods send there: "auto", where a pool has natOutgoing and none covers the range;
+        /// or "off", which removes those that there are.
+        live pools: Told = Told::Auto,
+    }
+}
+
+/// Whether Felix is told of something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Told {
+    /// If it needs to be.
+    Auto,
+    /// Never.
+    Off,
 }
 
 section! {

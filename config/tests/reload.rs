@@ -43,6 +43,8 @@ const OTHER: [(&str, &str); 39] = [
     ("flow-table.timeouts.fragments-seconds", "61"),
     ("federation.stale", "'withdraw'"),
     ("federation.stale-after-seconds", "61"),
+    ("felix.mirror", "'off'"),
+    ("felix.pools", "'off'"),
     ("admin.socket", "'/s'"),
     ("admin.metrics", "'[::1]:9095'"),
 ];
@@ -56,6 +58,8 @@ const LIVE: [&str; 8] = [
     "overlay.udp6-checksum",
     "federation.stale",
     "federation.stale-after-seconds",
+    "felix.mirror",
+    "felix.pools",
     "log.level",
     "log.format",
 ];

@@ -27,6 +27,7 @@ pub mod derive;
 pub mod federation;
 pub mod link;
 pub mod map;
+pub mod mirror;
 pub mod policy;
 pub mod publish;
 pub mod resolve;

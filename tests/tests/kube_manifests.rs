@@ -342,11 +342,13 @@ fn the_daemon_has_its_own_and_no_others(cluster: &ApiCluster) {
     let status = ["remoteclusterconfigurations/status"];
     everywhere.extend(rights(&CALICO, &status, &["update", "patch"]));
     everywhere.extend(rights(&["", "events.k8s.io"], &["events"], &["create", "patch"]));
+    let for_felix = ["globalnetworksets", "ippools"];
+    everywhere.extend(rights(&CALICO, &for_felix, &["create", "patch", "delete"]));
     assert_eq!(daemon("default"), everywhere);
     let secrets = rights(&[""], &["secrets"], &READ);
     assert_eq!(daemon("calico-system"), &everywhere | &secrets);
     let leases =
-        rights(&["coordination.k8s.io"], &["leases"], &["get", "create", "update", "patch"]);
+        rights(&["coordination.k8s.io"], &["leases"], &["list", "watch", "create", "update"]);
     assert_eq!(daemon("tieline-system"), &everywhere | &leases);
 
     let kubeconfig = account_kubeconfig(cluster, "tieline-system", "tieline");

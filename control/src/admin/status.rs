@@ -30,6 +30,10 @@ pub struct Status {
     pub workers: Vec<WorkerStatus>,
     /// Local and remote clusters, as [`crate::federation`] tells them.
     pub clusters: serde_json::Value,
+    /// What Felix is told of remote clusters, as [`crate::mirror`] tells it;
+    /// null where clusters are read from files.
+    #[serde(default)]
+    pub felix: serde_json::Value,
     /// Tables in force.
     pub tables: TableStatus,
     /// The other ends of the tunnels.

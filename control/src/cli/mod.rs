@@ -18,6 +18,7 @@ mod replay;
 mod run;
 mod status;
 mod text;
+mod uninstall;
 
 /// Joins Calico clusters: a userspace VXLAN router with label-based policy.
 #[derive(Debug, Parser)]
@@ -41,6 +42,8 @@ enum Command {
     Status(status::StatusArgs),
     /// Say why a connection is allowed or denied
     Explain(Box<explain::ExplainArgs>),
+    /// Remove what was written into the cluster for Calico's Felix, once no daemon runs any more
+    Uninstall(uninstall::UninstallArgs),
 }
 
 /// How a result is printed.
@@ -76,6 +79,7 @@ pub fn main() -> ExitCode {
         Command::Replay(args) => replay::main(&args),
         Command::Status(args) => status::main(&args),
         Command::Explain(args) => explain::main(&args),
+        Command::Uninstall(args) => uninstall::main(&args),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("tieline: {}", crate::causes::with_causes(&error));

@@ -44,6 +44,7 @@ fn render(status: &Status) -> String {
     section("ports", ports(status));
     section("workers", workers(status));
     section("clusters", clusters(&status.clusters));
+    section("told to Felix", felix(&status.felix));
     section("tunnel ends", vteps(status));
     section("tables", tables(status));
     section("packets", counted(&status.counters));
@@ -152,6 +153,32 @@ fn cluster(columns: &mut Columns, name: &str, cluster: &serde_json::Value) {
     if let Some(error) = cluster["error"].as_str() {
         columns.note(&paint(error, Tone::Bad));
     }
+}
+
+/// What was written for Felix: by whom, and how much.
+fn felix(felix: &serde_json::Value) -> Columns {
+    let mut columns = Columns::default();
+    let text = |key: &str| felix.get(key).and_then(serde_json::Value::as_str);
+    if let Some(state) = text("state") {
+        let reason = text("reason").unwrap_or_default();
+        columns.row(["state", &format!("{state} {reason}")]);
+        columns.row(["writer", text("writer").unwrap_or("nobody")]);
+    }
+    if let Some(at) = text("last_write") {
+        let waiting = felix.get("waiting").and_then(serde_json::Value::as_u64).unwrap_or(0);
+        columns.row(["last write", &format!("{at}, {waiting} objects to be written")]);
+    }
+    let clusters = felix.get("clusters").and_then(serde_json::Value::as_object);
+    for (name, cluster) in clusters.into_iter().flatten() {
+        let count = |key: &str| cluster.get(key).and_then(serde_json::Value::as_u64).unwrap_or(0);
+        let (sets, addresses) = (count("sets"), count("addresses"));
+        columns.row(["mirrored", &format!("{name}: {addresses} addresses in {sets} sets")]);
+    }
+    let pools = felix.get("pools").and_then(serde_json::Value::as_array);
+    for pool in pools.into_iter().flatten().filter_map(serde_json::Value::as_str) {
+        columns.row(["pool", pool]);
+    }
+    columns
 }
 
 fn vteps(status: &Status) -> Columns {

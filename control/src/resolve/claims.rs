@@ -129,7 +129,7 @@ fn networks(world: &World) -> Vec<(Prefix, String)> {
 }
 
 /// Why no cluster can own a range, for ranges that none can.
-pub(super) fn never_owned(prefix: &Prefix) -> Option<&'static str> {
+pub(crate) fn never_owned(prefix: &Prefix) -> Option<&'static str> {
     const RANGES: [(&str, &str); 8] = [
         ("0.0.0.0/8", "this network"),
         ("127.0.0.0/8", "loopback"),

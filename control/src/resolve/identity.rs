@@ -165,6 +165,10 @@ pub(crate) fn host(cluster: &ClusterId, name: &str, host: &HostEndpoint) -> Iden
 pub(crate) fn network_sets(local: &ClusterObjects) -> impl Iterator<Item = Identity> {
     local.policy.0.iter().filter_map(|((kind, name), object)| {
         let PolicyObject::NetworkSet(set) = &**object else { return None };
+        // What we have written for Felix is known better from its origin.
+        if set.labels.contains_key(crate::mirror::OWNER) {
+            return None;
+        }
         let mut labels = set.labels.clone();
         if *kind == PolicyKind::NetworkSet {
             labels.insert(NAMESPACE.to_owned(), name.namespace.clone());

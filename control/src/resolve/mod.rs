@@ -23,6 +23,7 @@ mod refusals;
 mod routes;
 mod vtep;
 
+pub(crate) use claims::never_owned;
 pub(crate) use follow::Follower;
 pub use vtep::{mac_v4, mac_v6};
 

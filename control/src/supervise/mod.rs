@@ -13,7 +13,7 @@
 //! time and as often as one likes.
 //!
 //! Start reading at [`Daemon::step`]; `kernel` is the reconciliation, `ports`
-//! the workers' life, `reload` the configuration file, `report` the status.
+//! the workers' life, `mirror` what Felix is told, `reload` the configuration file, `report` the status.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -38,10 +38,12 @@ use crate::state::{Condition, World};
 
 pub(crate) mod kernel;
 mod log;
+mod mirror;
 mod ports;
 pub(crate) mod reload;
 mod report;
 
+use mirror::Mirroring;
 use ports::Dataplane;
 use reload::ConfigFile;
 
@@ -99,6 +101,7 @@ struct Daemon {
     log: log::LogControl,
     started: Instant,
     federation: Federation,
+    mirroring: Mirroring,
     netlink: Netlink,
     tables: Tables,
     flows: Arc<FlowTable>,
@@ -137,8 +140,10 @@ impl Daemon {
         }
         let entries = usize::try_from(config.flow_table.entries)?;
         let flows = FlowTable::new(entries, reload::timeouts(&config.flow_table.timeouts));
+        let federation = reload::federation(&node, &config);
         Ok(Self {
-            federation: Federation::new(reload::federation(&node, &config)),
+            mirroring: Mirroring::new(&config, &federation),
+            federation: Federation::new(federation),
             node,
             config: ConfigFile::new(path, config)?,
             log,
@@ -179,6 +184,7 @@ impl Daemon {
     /// from a changed label to its effect is what users feel.
     async fn take_world(&mut self, world: Arc<World>) {
         if self.derived.as_ref().is_some_and(|derived| Arc::ptr_eq(&derived.world, &world)) {
+            self.tell_mirror();
             return;
         }
         let begun = Instant::now();
@@ -186,13 +192,22 @@ impl Daemon {
         let old = self.derived.replace(new.clone());
         self.publish();
         self.last_change = begun.elapsed();
+        self.tell_mirror();
         self.reconcile(kernel::due(old.as_deref(), &new)).await;
+    }
+
+    fn tell_mirror(&self) {
+        if let Some(derived) = &self.derived {
+            self.mirroring.tell(derived, &self.federation.status());
+        }
     }
 
     /// What no event tells: workers that have ended, old tables to free, a
     /// kernel's side that could not be set up.
     async fn tick(&mut self) -> anyhow::Result<()> {
         self.tables.collect();
+        self.mirroring.begin().await;
+        self.tell_mirror();
         if let Some(dataplane) = &mut self.dataplane {
             dataplane.check().context("a worker has ended")?;
         } else if self.derived.is_some() && self.retry.is_due() {
@@ -208,7 +223,9 @@ impl Daemon {
             return;
         }
         self.log.apply(&self.config.current.log);
-        self.federation.reconfigure(reload::federation(&self.node, &self.config.current));
+        let federation = reload::federation(&self.node, &self.config.current);
+        self.mirroring.reconfigure(&self.config.current, &federation);
+        self.federation.reconfigure(federation);
         self.reconcile(Changed::ALL).await;
     }
 
@@ -240,5 +257,6 @@ impl Daemon {
             error!(%error, "the gateway is not removed");
         }
         self.dataplane = None;
+        self.mirroring.stop().await;
     }
 }

@@ -34,6 +34,7 @@ impl Daemon {
             gateway: self.gateway_status(),
             workers,
             clusters: serde_json::to_value(self.federation.status()).unwrap_or_default(),
+            felix: serde_json::to_value(self.mirroring.status()).unwrap_or_default(),
             tables: self.table_status(),
             vteps: self.vtep_status(),
             counters: counters.collect(),
@@ -133,6 +134,7 @@ impl Daemon {
     fn all_conditions(&self) -> Vec<Condition> {
         let mut all: Vec<_> = self.conditions.values().flatten().cloned().collect();
         all.extend(self.federation.conditions().iter().cloned());
+        all.extend(self.mirroring.conditions(self.derived.as_deref()));
         all.extend(self.derived.iter().flat_map(|derived| derived.conditions()));
         all.sort_by(|a, b| b.severity.cmp(&a.severity).then_with(|| a.cmp(b)));
         all.dedup();

@@ -75,6 +75,12 @@ impl Default for Options {
     }
 }
 
+/// A client for the API that `access` leads to, or why there is none.
+pub async fn client(access: &Access, options: &Options) -> Result<kube::Client, String> {
+    let config = access.load(options.exec_plugins).await.map_err(|error| error.to_string())?;
+    kube::Client::try_from(config).map_err(|error| error.to_string())
+}
+
 /// What feeds tell, for who wants to see it.
 pub type Tap = mpsc::UnboundedSender<(Kind, Step<Item>)>;
 

@@ -14,7 +14,7 @@ use crate::state::Labels;
 
 /// Selectors, by what they require.
 #[derive(Debug, Default)]
-pub(super) struct Matcher {
+pub(crate) struct Matcher {
     selectors: Vec<Selector>,
     by_value: HashMap<Box<str>, HashMap<Box<str>, Vec<u32>>>,
     by_key: HashMap<Box<str>, Vec<u32>>,
@@ -23,7 +23,7 @@ pub(super) struct Matcher {
 
 impl Matcher {
     /// Prepares selectors; their numbers are their places.
-    pub(super) fn new<S: Borrow<Selector>>(selectors: &[S]) -> Self {
+    pub(crate) fn new<S: Borrow<Selector>>(selectors: &[S]) -> Self {
         let mut matcher = Self::default();
         for (id, selector) in (0..).zip(selectors.iter().map(Borrow::borrow)) {
             matcher.selectors.push(selector.clone());
@@ -44,7 +44,7 @@ impl Matcher {
     }
 
     /// The selectors that match, ascending.
-    pub(super) fn matching(&self, labels: &Labels) -> Vec<u32> {
+    pub(crate) fn matching(&self, labels: &Labels) -> Vec<u32> {
         let mut awake = self.unconditional.clone();
         for (key, value) in labels {
             awake.extend(self.by_key.get(key.as_str()).into_iter().flatten());

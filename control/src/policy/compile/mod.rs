@@ -46,7 +46,7 @@ use crate::state::{Identity, IdentityKind, ObjectName};
 mod atoms;
 mod enforced;
 mod l4;
-mod matcher;
+pub(crate) mod matcher;
 mod numbers;
 mod plan;
 mod population;

@@ -51,6 +51,18 @@ pub(super) fn policy(
     Some(Placed::new(policy.tier.clone(), policy.order, converted))
 }
 
+/// The rules of a policy for host endpoints alone, which only Felix enforces.
+pub(super) fn host_rules(name: &ObjectName, policy: &api::Policy) -> Vec<Rule> {
+    if !policy.do_not_track && !policy.pre_dnat {
+        return Vec::new();
+    }
+    let namespace = (!name.namespace.is_empty()).then_some(name.namespace.as_str());
+    let mut unsaid = Vec::new();
+    let notes = &mut Notes { kind: PolicyKind::GlobalNetworkPolicy, name, conditions: &mut unsaid };
+    let rules = policy.ingress.iter().chain(&policy.egress);
+    rules.map(|of| rule(of, namespace, "spec", notes)).collect()
+}
+
 /// Policies before connection tracking or address translation are for host
 /// endpoints alone.
 fn applies_to_pods(policy: &api::Policy, notes: &mut Notes<'_>) -> bool {

@@ -41,6 +41,24 @@ pub fn policy_set(local: &ClusterObjects) -> PolicySet {
     Arc::unwrap_or_clone(Converter::default().policy_set(local))
 }
 
+/// What the rules that Felix enforces ask of a peer's labels: those of `set`
+/// that are not staged, and of policies for host endpoints alone, which `set`
+/// leaves out.
+pub fn rule_selectors(set: &PolicySet, objects: &PolicyObjects) -> BTreeSet<Selector> {
+    let enforced = set.tiers.iter().flat_map(|tier| &tier.policies).filter(|it| !it.staged);
+    let enforced =
+        enforced.flat_map(|policy| [&policy.ingress, &policy.egress]).flatten().flatten();
+    let hosts = objects.0.iter().filter_map(|((kind, name), object)| match &**object {
+        PolicyObject::Policy(policy) if *kind == PolicyKind::GlobalNetworkPolicy => {
+            Some(calico::host_rules(name, policy))
+        }
+        _ => None,
+    });
+    let hosts: Vec<Rule> = hosts.flatten().collect();
+    let ends = enforced.chain(&hosts).flat_map(|rule| [&rule.source, &rule.destination]);
+    ends.flat_map(|end| [&end.selector, &end.not_selector]).flatten().cloned().collect()
+}
+
 /// Converts again only what has changed since the last time. What it returns
 /// depends on the objects alone; that unchanged policies, and a whole set
 /// without a change, are the same allocation is for whoever works on from them.

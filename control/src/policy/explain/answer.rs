@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use serde::Serialize;
 
+use super::felix::FelixView;
 use super::query::Protocol;
 use super::story::{NearMiss, TierTrace};
 use crate::state::{ClusterId, ObjectName};
@@ -199,6 +200,10 @@ pub struct Side {
     /// enforced; absent when there are none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub staged: Option<Staged>,
+    /// What Calico's Felix decides, of connections with remote endpoints where
+    /// anything is written for it (section `[felix]` of the configuration).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub felix: Option<FelixView>,
     /// Rules that would have decided otherwise but for one or two conditions,
     /// nearest first.
     #[serde(skip_serializing_if = "Vec::is_empty")]

@@ -16,6 +16,7 @@
 //! labels        the conditions on labels, in the user's words
 //! text          the answer for people
 //! batch         many connections as JSON lines
+//! felix         what Felix decides, knowing of remote clusters what is written for it
 //! ```
 //!
 //! Start reading at [`Explainer::explain`].
@@ -31,6 +32,7 @@ pub use self::answer::{
     Answer, DecidedBy, EndpointInfo, ExplainError, IdentityInfo, RouteInfo, Side, Staged, Verdict,
 };
 pub use self::batch::{Summary, explain_lines, explain_text};
+pub use self::felix::FelixView;
 pub use self::hypothetical::HypotheticalPod;
 use self::hypothetical::is_hypothetical;
 use self::query::End;
@@ -45,6 +47,7 @@ use crate::state::{ClusterId, Identity, IdentityKind, ObjectName, World};
 
 mod answer;
 mod batch;
+mod felix;
 mod hypothetical;
 mod labels;
 mod query;
@@ -71,6 +74,8 @@ pub struct Explainer<'a> {
     nets: PrefixMap<Vec<u32>>,
     /// The policies as they would be if none were staged, where any are.
     staged: Option<Arc<PolicySet>>,
+    /// What Felix knows, if anything is written for it.
+    felix: Option<Arc<Vec<Identity>>>,
     /// By node of the local cluster.
     nodes: HashMap<String, Node<'a>>,
 }
@@ -81,6 +86,8 @@ struct Node<'a> {
     enforced: Tables<'a>,
     /// With staged policies enforced; only where there are any.
     staged: Option<Tables<'a>>,
+    /// With what Felix knows; only where anything is written for it.
+    felix: Option<Tables<'a>>,
     resolved: Cow<'a, Resolved>,
     /// Its routes' destinations.
     routes: PrefixMap<Prefix>,
@@ -128,6 +135,7 @@ impl<'a> Explainer<'a> {
             owners: HashMap::default(),
             nets: PrefixMap::default(),
             staged,
+            felix: felix::identities(derived).map(Arc::new),
             nodes: HashMap::default(),
         };
         for (at, identity) in (0..).zip(derived.identities()) {
@@ -270,6 +278,7 @@ impl<'a> Explainer<'a> {
         let brief = self.brief;
         let policies = &self.derived.policies;
         let staged_policies = self.staged.clone();
+        let known = self.felix.clone();
         let node = self.node(&node);
         let (allow, decision) = node.enforced.judge(direction, packet);
         let mut side = story::side(policies, direction, packet, allow, decision);
@@ -284,6 +293,12 @@ impl<'a> Explainer<'a> {
                 reason: format!("would be {reason}"),
             });
         }
+        let (_, peer) = packet.ends(direction);
+        if let (Some(tables), Some(known)) = (&node.felix, known)
+            && felix::concerns(peer)
+        {
+            side.felix = Some(felix::view(tables, &known, policies, direction, packet, allow));
+        }
         if !brief {
             side.trace = story::trace(policies, direction, packet, decision);
             side.near_misses = story::near_misses(&side.trace, allow);
@@ -296,6 +311,7 @@ impl<'a> Explainer<'a> {
     fn node(&mut self, name: &str) -> &Node<'a> {
         let derived = self.derived;
         let staged = self.staged.clone();
+        let known = self.felix.clone();
         self.nodes.entry(name.to_owned()).or_insert_with(|| {
             let own = derived.world.node == name;
             let identities: Cow<'a, [Identity]> = if own {
@@ -309,6 +325,10 @@ impl<'a> Explainer<'a> {
                 Cow::Owned(compile(&derived.policies, &identities))
             };
             let staged = staged.map(|set| Tables::new(Cow::Owned(compile(&set, &identities))));
+            let felix = known.map(|known| {
+                let seen: Vec<Identity> = known.iter().map(|it| seen_from(it, name)).collect();
+                Tables::new(Cow::Owned(compile(&derived.policies, &seen)))
+            });
             let resolved = if own {
                 Cow::Borrowed(&*derived.resolved)
             } else {
@@ -319,7 +339,7 @@ impl<'a> Explainer<'a> {
             for prefix in resolved.routes.keys() {
                 routes.insert(*prefix, *prefix);
             }
-            Node { enforced: Tables::new(enforced), staged, resolved, routes }
+            Node { enforced: Tables::new(enforced), staged, felix, resolved, routes }
         })
     }
 

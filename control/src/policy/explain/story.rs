@@ -220,6 +220,7 @@ pub(super) fn side(
         profile: None,
         otherwise: None,
         staged: None,
+        felix: None,
         near_misses: Vec::new(),
         trace: Vec::new(),
     };

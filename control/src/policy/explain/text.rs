@@ -102,6 +102,10 @@ impl Side {
             let same = if *changes { "" } else { " (the same verdict)" };
             writeln!(f, "           with staged policies enforced: {reason}{same}")?;
         }
+        if let Some(felix) = &self.felix {
+            let same = if felix.differs { "" } else { " (the same verdict)" };
+            writeln!(f, "           in Felix: {}{same}", felix.reason)?;
+        }
         Ok(())
     }
 }

@@ -77,6 +77,39 @@ pub enum Requirement<'a> {
     Present(&'a str),
 }
 
+/// What a selector asks about one label.
+#[derive(Debug, Clone, Copy)]
+pub struct Question<'a> {
+    key: &'a Arc<str>,
+    test: &'a Test,
+}
+
+impl<'a> Question<'a> {
+    /// The label's key.
+    pub fn key(&self) -> &'a Arc<str> {
+        self.key
+    }
+
+    /// The answer for a value of the label, or for its absence.
+    pub fn answer(&self, value: Option<&str>) -> bool {
+        self.test.holds(value)
+    }
+
+    /// The texts that values are compared with.
+    pub fn texts(&self) -> impl Iterator<Item = &'a str> {
+        let texts = match self.test {
+            Test::Has => &[][..],
+            Test::In(values) | Test::NotIn(values) => values,
+            Test::Equals(text)
+            | Test::NotEquals(text)
+            | Test::Contains(text)
+            | Test::StartsWith(text)
+            | Test::EndsWith(text) => std::slice::from_ref(text),
+        };
+        texts.iter().map(|text| &**text)
+    }
+}
+
 impl Selector {
     /// Reads a selector; an empty or blank one is `all()`.
     pub fn parse(text: &str) -> Result<Self, SelectorError> {
@@ -164,6 +197,14 @@ impl Selector {
     /// any other label never changes what it chooses.
     pub fn keys(&self) -> &[Arc<str>] {
         &self.0.keys
+    }
+
+    /// The questions that the selector asks, each about one label. Two sets of
+    /// labels that answer all of them alike are the same to the selector.
+    pub fn questions(&self) -> Vec<Question<'_>> {
+        let mut questions = Vec::new();
+        collect_questions(&self.0.root, &mut questions);
+        questions
     }
 
     /// The narrowest condition on one label that holds wherever the selector
@@ -264,6 +305,17 @@ fn collect_keys(node: &Node, keys: &mut BTreeSet<Arc<str>>) {
         Node::Not(inner) => collect_keys(inner, keys),
         Node::And(members) | Node::Or(members) => {
             members.iter().for_each(|member| collect_keys(member, keys));
+        }
+    }
+}
+
+fn collect_questions<'a>(node: &'a Node, questions: &mut Vec<Question<'a>>) {
+    match node {
+        Node::All | Node::Global => {}
+        Node::Label(key, test) => questions.push(Question { key, test }),
+        Node::Not(inner) => collect_questions(inner, questions),
+        Node::And(members) | Node::Or(members) => {
+            members.iter().for_each(|member| collect_questions(member, questions));
         }
     }
 }

@@ -1,0 +1,693 @@
+//! The daemon's part in the mirror: it stands by, or writes.
+//!
+//! One task, [`Mirror::run`]: it waits for the next thing to happen (the world,
+//! the Lease, our objects, a time that was set) and then does what is due. All
+//! requests are short and one after the other; between two of them the lease is
+//! looked at.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ahash::HashMap;
+use futures::StreamExt;
+use kube::core::DynamicObject;
+use kube::runtime::watcher;
+use serde_json::Value;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tracing::{info, warn};
+
+use super::api::{self, Failure, LEASE, Requests};
+use super::group::Grouper;
+use super::lease::{Election, Record, Step};
+use super::object::{self, OWNER, Storage, Written};
+use super::owned::Owned;
+use super::pace::{Pace, SAME_SET};
+use super::pools::Pool;
+use super::report::Reporter;
+use super::sets::{Plan, Set, Write};
+use super::status::MirrorStatus;
+use super::wanted::{Asked, Input, Modes, Wanted, work_out};
+use super::{checks, tell};
+
+/// Changes of the world within this time are one change.
+const GATHER: Duration = Duration::from_millis(50);
+/// When to look again for what is not there, or not allowed.
+pub(super) const LOOK_AGAIN: Duration = Duration::from_secs(30);
+/// Writes between two looks at everything else.
+const SLICE: usize = 16;
+/// Longest wait after failures of the API.
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
+
+/// Where the mirror writes, and who it is.
+#[derive(Clone)]
+pub struct Place {
+    /// Client of the local cluster's API.
+    pub client: kube::Client,
+    /// The daemon's own namespace: the Lease is there.
+    pub namespace: String,
+    /// The node.
+    pub node: String,
+    /// The group in which Calico stores its objects; found out if it is not
+    /// given.
+    pub storage: Option<Storage>,
+}
+
+/// A running mirror.
+#[derive(Debug)]
+pub struct Mirror {
+    status: watch::Receiver<Arc<MirrorStatus>>,
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+impl Mirror {
+    /// Starts on the current runtime. What is to be mirrored comes by `input`,
+    /// and can come often.
+    pub fn start(
+        place: Place,
+        modes: watch::Receiver<Modes>,
+        input: watch::Receiver<Option<Input>>,
+    ) -> Self {
+        let (told, status) = watch::channel(Arc::default());
+        let (stop, stopped) = oneshot::channel();
+        let task = tokio::spawn(Task::new(place, modes, input, told).run(stopped));
+        Self { status, stop, task }
+    }
+
+    /// What there is to tell.
+    pub fn status(&self) -> Arc<MirrorStatus> {
+        self.status.borrow().clone()
+    }
+
+    /// Stops and lets another daemon take over at once.
+    pub async fn stop(self) {
+        let _ = self.stop.send(());
+        let _ = self.task.await;
+    }
+}
+
+/// What watches tell.
+enum Event {
+    Lease(Option<Record>),
+    Object(Written, Box<watcher::Event<DynamicObject>>),
+    Failed(&'static str, Failure),
+}
+
+/// An object that can't be written for now.
+pub(super) struct Held {
+    until: Instant,
+    times: u32,
+    /// Why, unless it will do by itself.
+    pub(super) reason: Option<Failure>,
+}
+
+pub(super) struct Task {
+    requests: Requests,
+    modes: watch::Receiver<Modes>,
+    input: watch::Receiver<Option<Input>>,
+    told: watch::Sender<Arc<MirrorStatus>>,
+    sender: mpsc::Sender<Event>,
+    events: mpsc::Receiver<Event>,
+    pub(super) election: Election,
+    lease_watch: JoinHandle<()>,
+    /// What only the writer knows.
+    pub(super) leading: Option<Leading>,
+    pub(super) writes: u64,
+    pub(super) last_write: Option<String>,
+    /// The last failure of what is not about one object.
+    pub(super) failure: Option<(&'static str, Failure)>,
+}
+
+/// The writer's knowledge: gathered anew by every writer.
+pub(super) struct Leading {
+    pub(super) storage: Option<Storage>,
+    /// Whether anything is to be mirrored; nothing before that is known.
+    pub(super) applies: Option<Result<(), String>>,
+    information: Option<Value>,
+    look_again: Instant,
+    watches: Vec<JoinHandle<()>>,
+    pub(super) sets: Owned<Set>,
+    pub(super) pools: Owned<Result<Pool, ()>>,
+    grouper: Grouper,
+    pub(super) wanted: Option<Wanted>,
+    asked: Asked,
+    /// When what is wanted is to be worked out again.
+    due: Option<Instant>,
+    pace: Pace,
+    failures: u32,
+    pub(super) held: HashMap<(Written, String), Held>,
+    written: HashMap<String, Instant>,
+    differs_since: HashMap<String, Instant>,
+    pub(super) waiting: usize,
+    reporter: Reporter,
+}
+
+impl Leading {
+    fn new(now: Instant) -> Self {
+        Self {
+            storage: None,
+            applies: None,
+            information: None,
+            look_again: now,
+            watches: Vec::new(),
+            sets: Owned::sets(),
+            pools: Owned::pools(),
+            grouper: Grouper::default(),
+            wanted: None,
+            asked: Asked::default(),
+            due: Some(now),
+            pace: Pace::new(now),
+            failures: 0,
+            held: HashMap::default(),
+            written: HashMap::default(),
+            differs_since: HashMap::default(),
+            waiting: 0,
+            reporter: Reporter::default(),
+        }
+    }
+}
+
+impl Drop for Leading {
+    fn drop(&mut self) {
+        self.watches.iter().for_each(JoinHandle::abort);
+    }
+}
+
+impl Task {
+    fn new(
+        place: Place,
+        modes: watch::Receiver<Modes>,
+        input: watch::Receiver<Option<Input>>,
+        told: watch::Sender<Arc<MirrorStatus>>,
+    ) -> Self {
+        let requests =
+            Requests { client: place.client, namespace: place.namespace, storage: place.storage };
+        let (sender, events) = mpsc::channel(256);
+        let only = watcher::Config::default().fields(&format!("metadata.name={LEASE}"));
+        let stream = watcher(requests.leases(), only).boxed();
+        let lease_watch = tokio::spawn(follow_lease(stream, sender.clone()));
+        // A restarted daemon is another one: the old one may not be dead yet.
+        let unique = std::process::id() ^ subsecond();
+        let election = Election::new(format!("{}_{unique:08x}", place.node));
+        Self {
+            requests,
+            modes,
+            input,
+            told,
+            sender,
+            events,
+            election,
+            lease_watch,
+            leading: None,
+            writes: 0,
+            last_write: None,
+            failure: None,
+        }
+    }
+
+    async fn run(mut self, mut stopped: oneshot::Receiver<()>) {
+        loop {
+            let elect = self.elect().await;
+            let leads = self.leads();
+            let report = if leads { self.report().await } else { None };
+            let write = if leads { self.write().await } else { None };
+            self.told.send_replace(Arc::new(tell::status(&self)));
+            let belief = self.leading.as_ref().and_then(|_| self.election.valid_until());
+            let wake = [elect, report, write, belief].into_iter().flatten().min();
+            let wake = wake.unwrap_or_else(|| Instant::now() + LOOK_AGAIN);
+            tokio::select! {
+                _ = &mut stopped => break,
+                Some(event) = self.events.recv() => {
+                    self.take(event);
+                    while let Ok(event) = self.events.try_recv() {
+                        self.take(event);
+                    }
+                }
+                Ok(()) = self.input.changed() => self.work_out_soon(),
+                Ok(()) = self.modes.changed() => self.work_out_soon(),
+                () = tokio::time::sleep_until(wake.into()) => {}
+            }
+        }
+        self.lease_watch.abort();
+        self.leading = None;
+        if let Some(version) = self.election.resign() {
+            let transitions = 0;
+            let released = self.requests.write_lease("", transitions, Some(&version)).await;
+            if let Err(failure) = released {
+                warn!(%failure, "the lease is not released; another daemon waits until it ends");
+            }
+        }
+    }
+
+    fn work_out_soon(&mut self) {
+        if let Some(leading) = &mut self.leading {
+            leading.due.get_or_insert_with(|| Instant::now() + GATHER);
+        }
+    }
+
+    fn take(&mut self, event: Event) {
+        let now = Instant::now();
+        match event {
+            Event::Lease(record) => {
+                self.election.observe(record, now);
+                if matches!(self.failure, Some(("lease", _))) {
+                    self.failure = None;
+                }
+            }
+            Event::Object(kind, event) => {
+                let Some(leading) = &mut self.leading else { return };
+                let Some(storage) = leading.storage else { return };
+                match kind {
+                    Written::Set => leading.sets.event(storage, *event),
+                    Written::Pool => leading.pools.event(storage, *event),
+                }
+                if matches!(self.failure, Some(("watch", _))) {
+                    self.failure = None;
+                }
+            }
+            Event::Failed(what, failure) => self.failure = Some((what, failure)),
+        }
+    }
+
+    /// Does what the election asks for; when it next does.
+    async fn elect(&mut self) -> Option<Instant> {
+        let begun = Instant::now();
+        let written = match self.election.step(begun) {
+            Step::Wait(at) => return at,
+            Step::Create => self.requests.write_lease(self.election.identity(), 0, None).await,
+            Step::Take { version, transitions, .. } => {
+                let identity = self.election.identity();
+                self.requests.write_lease(identity, transitions, Some(&version)).await
+            }
+        };
+        match written {
+            Ok(record) => {
+                self.election.succeeded(record, begun);
+                if matches!(self.failure, Some(("lease", _))) {
+                    self.failure = None;
+                }
+            }
+            Err(failure) => {
+                self.election.failed(Instant::now());
+                if failure != Failure::Changed {
+                    self.failure = Some(("lease", failure));
+                }
+            }
+        }
+        match self.election.step(Instant::now()) {
+            Step::Wait(at) => at,
+            _ => Some(Instant::now()),
+        }
+    }
+
+    /// Whether we are the writer; begins and ends to be it.
+    fn leads(&mut self) -> bool {
+        let now = Instant::now();
+        let holds = self.election.holds(now);
+        if holds && self.leading.is_none() {
+            info!("this daemon writes what Felix must know of remote clusters");
+            self.leading = Some(Leading::new(now));
+        } else if !holds && self.leading.take().is_some() {
+            info!("this daemon no longer writes what Felix must know");
+        }
+        holds
+    }
+
+    /// Tells what becomes of remote clusters; when there is more to tell.
+    async fn report(&mut self) -> Option<Instant> {
+        let remotes = self.input.borrow().as_ref()?.remotes.clone();
+        let leading = self.leading.as_mut()?;
+        let (wake, failure) = leading.reporter.report(&self.requests, &remotes).await;
+        if let Some(failure) = failure {
+            self.failure = Some(("status", failure));
+        } else if matches!(self.failure, Some(("status", _))) {
+            self.failure = None;
+        }
+        wake
+    }
+
+    /// Does what is due as the writer; when there is more to do.
+    async fn write(&mut self) -> Option<Instant> {
+        if let Err(again) = self.find_out().await {
+            return Some(again);
+        }
+        let input = self.input.borrow().clone()?;
+        let now = Instant::now();
+        let leading = self.leading.as_mut()?;
+        if !leading.sets.complete || !leading.pools.complete {
+            return None;
+        }
+        let applies = checks::applies(&input.derived.world.local, leading.information.as_ref());
+        let mut modes = *self.modes.borrow();
+        if applies.is_err() {
+            modes = Modes { mirror: false, pools: false };
+        }
+        leading.applies = Some(applies);
+        match leading.due {
+            Some(due) if due > now => return Some(due),
+            Some(_) => self.work_out(input, modes).await,
+            None => {}
+        }
+        let pools = self.write_pools().await;
+        let sets = self.write_sets().await;
+        let due = self.leading.as_ref().and_then(|leading| leading.due);
+        [pools, sets, due].into_iter().flatten().min()
+    }
+
+    /// Finds out where and whether to write, and watches our objects. Else, when
+    /// to try again.
+    async fn find_out(&mut self) -> Result<(), Instant> {
+        let now = Instant::now();
+        let Some(leading) = &mut self.leading else { return Err(now + LOOK_AGAIN) };
+        if leading.storage.is_some() {
+            return Ok(());
+        }
+        if leading.look_again > now {
+            return Err(leading.look_again);
+        }
+        let found = async {
+            let Some(storage) = self.requests.storage().await? else { return Ok(None) };
+            Ok(Some((storage, self.requests.cluster_information(storage).await?)))
+        };
+        match found.await {
+            Ok(Some((storage, information))) => {
+                leading.storage = Some(storage);
+                leading.information = information;
+                for kind in [Written::Set, Written::Pool] {
+                    let ours = watcher::Config::default().labels(OWNER);
+                    let objects = self.requests.all(&storage.resource(kind.kind()));
+                    let stream = watcher(objects, ours).boxed();
+                    let task = follow_objects(kind, stream, self.sender.clone());
+                    leading.watches.push(tokio::spawn(task));
+                }
+                Ok(())
+            }
+            Ok(None) => {
+                leading.look_again = now + LOOK_AGAIN;
+                self.failure = Some((
+                    "kinds",
+                    Failure::NotFound("the API has no kind GlobalNetworkSet of Calico's".into()),
+                ));
+                Err(leading.look_again)
+            }
+            Err(failure) => {
+                leading.look_again = now + wait(leading.failures);
+                leading.failures += 1;
+                self.failure = Some(("kinds", failure));
+                Err(leading.look_again)
+            }
+        }
+    }
+
+    /// Works out what is wanted, off this thread.
+    async fn work_out(&mut self, input: Input, modes: Modes) {
+        let Some(leading) = &mut self.leading else { return };
+        leading.due = None;
+        let mut grouper = std::mem::take(&mut leading.grouper);
+        let (sets, pools) = (leading.sets.present(), leading.pools.present());
+        let worked = tokio::task::spawn_blocking(move || {
+            let wanted = work_out(&mut grouper, &input, modes, (&sets, &pools));
+            (wanted, grouper)
+        });
+        let Ok((wanted, grouper)) = worked.await else { return };
+        let now = Instant::now();
+        leading.grouper = grouper;
+        if let Some(before) = &leading.wanted {
+            leading.pace.changes(wanted.changes_since(before), now);
+        }
+        if leading.asked != wanted.asked || leading.wanted.is_none() {
+            // A set made, and one taken away.
+            leading.pace.grant(2 * (wanted.sets.len() + leading.sets.objects.len()));
+            leading.asked = wanted.asked.clone();
+        }
+        leading.held.retain(|_, held| held.until > now);
+        leading.wanted = Some(wanted);
+    }
+
+    async fn write_sets(&mut self) -> Option<Instant> {
+        let leading = self.leading.as_mut()?;
+        let storage = leading.storage?;
+        let wanted = leading.wanted.take()?;
+        // What the API refuses must not keep addresses in other sets.
+        let refused = leading.held.iter().filter(|(_, held)| held.reason.is_some());
+        let refused: BTreeSet<&str> = refused.map(|((_, name), _)| name.as_str()).collect();
+        let possible = (!refused.is_empty()).then(|| {
+            let all = wanted.sets.iter().filter(|(name, _)| !refused.contains(name.as_str()));
+            all.map(|(name, set)| (name.clone(), set.clone())).collect()
+        });
+        let mut plan = Plan::new(leading.sets.present(), possible.as_ref().unwrap_or(&wanted.sets));
+        let now = Instant::now();
+        let names: BTreeSet<String> = plan.differing().into_iter().map(str::to_owned).collect();
+        leading.differs_since.retain(|name, _| names.contains(name));
+        let refused_count = refused.len();
+        let mut order: Vec<(Instant, String)> = names
+            .into_iter()
+            .map(|name| (*leading.differs_since.entry(name.clone()).or_insert(now), name))
+            .collect();
+        order.sort();
+        leading.written.retain(|_, at| *at + SAME_SET > now);
+        let resource = storage.resource(Written::Set.kind());
+        let mut wake: Option<Instant> = None;
+        let mut wake_at = |at: Instant| wake = Some(wake.map_or(at, |other| other.min(at)));
+        let mut made = 0;
+        for (_, name) in &order {
+            let now = Instant::now();
+            if made == SLICE || !self.election.holds(now) {
+                wake_at(now);
+                break;
+            }
+            let leading = self.leading.as_mut()?;
+            let held = leading.held.get(&(Written::Set, name.clone())).map(|held| held.until);
+            let again = leading.written.get(name).map(|at| *at + SAME_SET);
+            if let Some(at) = held.max(again).filter(|at| *at > now) {
+                wake_at(at);
+                continue;
+            }
+            let Some(write) = plan.next(name) else { continue };
+            if let Err(at) = leading.pace.ready(now) {
+                wake_at(at);
+                break;
+            }
+            let seen = leading.sets.seen(name).cloned();
+            let outcome = match (&write, &seen) {
+                (Write::Put(set), seen) => {
+                    let body = object::set(storage, name, set);
+                    let put = self.requests.apply(&resource, name, body, seen.as_ref()).await;
+                    put.map(Some)
+                }
+                (Write::Delete, Some(seen)) => {
+                    self.requests.delete(&resource, name, seen).await.map(|()| None)
+                }
+                (Write::Delete, None) => continue,
+            };
+            made += 1;
+            if self.concluded(Written::Set, name, storage, outcome).await {
+                plan.done(name, &write);
+            } else {
+                wake_at(Instant::now());
+                break;
+            }
+        }
+        let leading = self.leading.as_mut()?;
+        leading.waiting = plan.differing().len() + refused_count;
+        leading.wanted = Some(wanted);
+        wake
+    }
+
+    async fn write_pools(&mut self) -> Option<Instant> {
+        let leading = self.leading.as_ref()?;
+        let storage = leading.storage?;
+        let resource = storage.resource(Written::Pool.kind());
+        let wanted = &leading.wanted.as_ref()?.pools;
+        let present = &leading.pools.objects;
+        let puts = wanted.iter().filter(|(name, pool)| {
+            present.get(*name).is_none_or(|(_, there)| there.as_ref() != Ok(*pool))
+        });
+        let puts = puts.map(|(name, pool)| (name.clone(), Some(pool.clone())));
+        // Never the last one that covers a range before its successor is there.
+        let gone = present.keys().filter(|name| !wanted.contains_key(*name));
+        let due: Vec<_> = puts.chain(gone.map(|name| (name.clone(), None))).collect();
+        let mut wake = None;
+        for (name, pool) in due {
+            let now = Instant::now();
+            let leading = self.leading.as_mut()?;
+            let held = leading.held.get(&(Written::Pool, name.clone())).map(|held| held.until);
+            if let Some(until) = held.filter(|until| *until > now) {
+                wake = Some(wake.map_or(until, |other: Instant| other.min(until)));
+                continue;
+            }
+            if let Err(at) = leading.pace.ready(now) {
+                return Some(at);
+            }
+            if !self.election.holds(now) {
+                return Some(now);
+            }
+            let seen = leading.pools.seen(&name).cloned();
+            let outcome = match (&pool, &seen) {
+                (Some(pool), seen) => {
+                    let body = object::pool(storage, &name, pool);
+                    self.requests.apply(&resource, &name, body, seen.as_ref()).await.map(Some)
+                }
+                (None, Some(seen)) => {
+                    self.requests.delete(&resource, &name, seen).await.map(|()| None)
+                }
+                (None, None) => continue,
+            };
+            if !self.concluded(Written::Pool, &name, storage, outcome).await {
+                return Some(Instant::now());
+            }
+        }
+        wake
+    }
+
+    /// Takes in what has become of a write; whether it was carried out.
+    async fn concluded(
+        &mut self,
+        kind: Written,
+        name: &str,
+        storage: Storage,
+        outcome: Result<Option<DynamicObject>, Failure>,
+    ) -> bool {
+        let now = Instant::now();
+        let Some(leading) = &mut self.leading else { return false };
+        let failure = match outcome {
+            Ok(written) => {
+                leading.pace.spend(written.is_none(), now);
+                leading.failures = 0;
+                leading.held.remove(&(kind, name.to_owned()));
+                leading.written.insert(name.to_owned(), now);
+                match (kind, written) {
+                    (Written::Set, Some(object)) => leading.sets.take(storage, &object),
+                    (Written::Pool, Some(object)) => leading.pools.take(storage, &object),
+                    (Written::Set, None) => leading.sets.deleted(name),
+                    (Written::Pool, None) => leading.pools.deleted(name),
+                }
+                self.writes += 1;
+                self.last_write = Some(api::now());
+                if matches!(self.failure, Some(("write", _))) {
+                    self.failure = None;
+                }
+                return true;
+            }
+            Err(failure) => failure,
+        };
+        warn!(object = name, %failure, "{} is not written", kind.kind());
+        let held = |times: u32, reason| {
+            let longest = Duration::from_secs(300);
+            let until = now + Duration::from_secs(1 << times.min(9)).min(longest);
+            Held { until, times: times + 1, reason }
+        };
+        let key = (kind, name.to_owned());
+        let times = leading.held.get(&key).map_or(0, |held| held.times);
+        match failure {
+            Failure::Changed => {
+                let present = self.requests.get(&storage.resource(kind.kind()), name).await;
+                match (kind, present) {
+                    (Written::Set, Ok(Some(object))) => leading.sets.take(storage, &object),
+                    (Written::Pool, Ok(Some(object))) => leading.pools.take(storage, &object),
+                    (Written::Set, Ok(None)) => leading.sets.deleted(name),
+                    (Written::Pool, Ok(None)) => leading.pools.deleted(name),
+                    (_, Err(_)) => {}
+                }
+                leading.held.insert(key, held(times, None));
+            }
+            Failure::Foreign | Failure::Refused(_) => {
+                leading.held.insert(key, held(times + 4, Some(failure)));
+            }
+            Failure::Busy(patience) => {
+                leading.pace.hold_until(now + patience);
+                self.failure = Some(("write", failure));
+            }
+            Failure::NotFound(_) => {
+                // The kind itself is gone, or the object was deleted just now.
+                leading.sets.deleted(name);
+                leading.held.insert(key, held(times, None));
+            }
+            Failure::Forbidden(_) | Failure::Unreachable(_) => {
+                leading.pace.hold_until(now + wait(leading.failures));
+                leading.failures += 1;
+                self.failure = Some(("write", failure));
+            }
+        }
+        false
+    }
+}
+
+/// How long to wait after so many failures.
+fn wait(failures: u32) -> Duration {
+    let wait = Duration::from_millis(500 << failures.min(6)).min(LONGEST_WAIT);
+    wait.mul_f64(0.75 + f64::from(subsecond() % 1000) / 2000.0)
+}
+
+/// Something that differs from one daemon to the next.
+fn subsecond() -> u32 {
+    let now = std::time::SystemTime::now();
+    now.duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.subsec_nanos())
+}
+
+type Stream = futures::stream::BoxStream<'static, watcher::Result<watcher::Event<DynamicObject>>>;
+
+async fn follow_lease(mut stream: Stream, sender: mpsc::Sender<Event>) {
+    let (mut failures, mut found) = (0, false);
+    while let Some(event) = stream.next().await {
+        let event = match event {
+            Ok(watcher::Event::Init) => {
+                found = false;
+                continue;
+            }
+            Ok(watcher::Event::InitDone) if found => continue,
+            Ok(watcher::Event::InitDone | watcher::Event::Delete(_)) => Event::Lease(None),
+            Ok(watcher::Event::InitApply(lease) | watcher::Event::Apply(lease)) => {
+                found = true;
+                Event::Lease(Some(api::record(&lease)))
+            }
+            Err(error) => {
+                failures = failed("lease", error, failures, &sender).await;
+                continue;
+            }
+        };
+        failures = 0;
+        if sender.send(event).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn follow_objects(kind: Written, mut stream: Stream, sender: mpsc::Sender<Event>) {
+    let mut failures = 0;
+    while let Some(event) = stream.next().await {
+        match event {
+            Ok(event) => {
+                if !matches!(event, watcher::Event::Init) {
+                    failures = 0;
+                }
+                if sender.send(Event::Object(kind, Box::new(event))).await.is_err() {
+                    return;
+                }
+            }
+            Err(error) => failures = failed("watch", error, failures, &sender).await,
+        }
+    }
+}
+
+/// Tells of a watch's failure and waits; the number of failures.
+async fn failed(
+    what: &'static str,
+    error: watcher::Error,
+    failures: u32,
+    sender: &mpsc::Sender<Event>,
+) -> u32 {
+    let failure = match error {
+        watcher::Error::InitialListFailed(error)
+        | watcher::Error::WatchStartFailed(error)
+        | watcher::Error::WatchFailed(error) => error.into(),
+        // A watch that is too old is begun anew; nothing is wrong.
+        watcher::Error::WatchError(status) if status.code == 410 => return failures,
+        other => Failure::Unreachable(other.to_string()),
+    };
+    let _ = sender.send(Event::Failed(what, failure)).await;
+    tokio::time::sleep(wait(failures)).await;
+    failures + 1
+}

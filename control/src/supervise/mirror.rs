@@ -1,0 +1,177 @@
+//! What Felix must know of remote clusters, as a part of the daemon.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tieline_config::Config;
+use tieline_config::schema::Told;
+use tokio::sync::watch;
+
+use crate::cluster::kubernetes::{self, Access, Options};
+use crate::derive::Derived;
+use crate::federation::{Datastore, FederationConfig, FederationStatus, RemoteState, StalePolicy};
+use crate::mirror::object::Storage;
+use crate::mirror::{Input, Mirror, MirrorStatus, Modes, Place, checks};
+use crate::state::{ClusterId, Condition, Severity};
+
+/// Between two attempts to begin.
+const RETRY: Duration = Duration::from_secs(10);
+/// Where a pod finds its own namespace.
+const NAMESPACE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/namespace";
+
+/// The daemon's mirror; it does nothing where clusters are read from files.
+pub(super) struct Mirroring {
+    node: String,
+    /// How the local cluster's API is reached.
+    api: Option<(Access, Options)>,
+    stale: StalePolicy,
+    modes: watch::Sender<Modes>,
+    input: watch::Sender<Option<Input>>,
+    mirror: Option<Mirror>,
+    error: Option<String>,
+    retry: Instant,
+}
+
+fn modes(config: &Config) -> Modes {
+    let auto = |told| told == Told::Auto;
+    Modes { mirror: auto(config.felix.mirror), pools: auto(config.felix.pools) }
+}
+
+impl Mirroring {
+    pub(super) fn new(config: &Config, federation: &FederationConfig) -> Self {
+        let api = match &federation.datastore {
+            Datastore::Files { .. } => None,
+            Datastore::Kubernetes { access, options } => Some((access.clone(), options.clone())),
+        };
+        Self {
+            node: federation.node.clone(),
+            api,
+            stale: federation.stale,
+            modes: watch::channel(modes(config)).0,
+            input: watch::channel(None).0,
+            mirror: None,
+            error: None,
+            retry: Instant::now(),
+        }
+    }
+
+    pub(super) fn reconfigure(&mut self, config: &Config, federation: &FederationConfig) {
+        self.stale = federation.stale;
+        self.modes.send_if_modified(|now| std::mem::replace(now, modes(config)) != *now);
+    }
+
+    /// Begins, once it can.
+    pub(super) async fn begin(&mut self) {
+        let Some((access, options)) = &self.api else { return };
+        if self.mirror.is_some() || self.retry > Instant::now() {
+            return;
+        }
+        match kubernetes::client(access, options).await {
+            Ok(client) => {
+                let storage = options.calico_group.as_deref();
+                let storage = Storage::ALL.into_iter().find(|it| Some(it.api_version()) == storage);
+                let namespace = std::fs::read_to_string(NAMESPACE).ok();
+                let namespace = namespace.map(|text| text.trim().to_owned());
+                let place = Place {
+                    client,
+                    namespace: namespace.unwrap_or_else(|| "tieline-system".to_owned()),
+                    node: self.node.clone(),
+                    storage,
+                };
+                let (modes, input) = (self.modes.subscribe(), self.input.subscribe());
+                self.mirror = Some(Mirror::start(place, modes, input));
+                self.error = None;
+            }
+            Err(error) => {
+                self.error = Some(error);
+                self.retry = Instant::now() + RETRY;
+            }
+        }
+    }
+
+    /// Tells what there is to be known, if any of it is new.
+    pub(super) fn tell(&self, derived: &Arc<Derived>, status: &FederationStatus) {
+        if self.api.is_none() {
+            return;
+        }
+        let unknown = self.unknown(derived, status);
+        let states = |input: &Input| -> Vec<_> {
+            let remotes = input.remotes.iter();
+            remotes
+                .map(|(name, remote)| {
+                    let (state, error) = (remote.cluster.state, remote.cluster.error.clone());
+                    (name.clone(), state, error, remote.overlay)
+                })
+                .collect()
+        };
+        let new = Input { derived: derived.clone(), unknown, remotes: status.remotes.clone() };
+        self.input.send_if_modified(|input| {
+            let same = input.as_ref().is_some_and(|old| {
+                Arc::ptr_eq(&old.derived, &new.derived)
+                    && old.unknown == new.unknown
+                    && states(old) == states(&new)
+            });
+            if !same {
+                *input = Some(new);
+            }
+            !same
+        });
+    }
+
+    /// Remote clusters of which this daemon has not known anything yet. What
+    /// another has written of them stays as long as what was known would.
+    fn unknown(&self, derived: &Derived, status: &FederationStatus) -> BTreeSet<Arc<str>> {
+        let after = match self.stale {
+            StalePolicy::Keep => None,
+            StalePolicy::ExpireIdentities(after) | StalePolicy::Withdraw(after) => Some(after),
+        };
+        let remotes = status.remotes.iter().filter(|(name, remote)| {
+            let begins = matches!(
+                remote.cluster.state,
+                RemoteState::Connecting | RemoteState::Syncing | RemoteState::ConfigIncomplete
+            );
+            let since = Duration::from_millis(remote.cluster.state_for_ms);
+            begins
+                && !derived.world.remotes.contains_key(name.as_str())
+                && after.is_none_or(|after| since < after)
+        });
+        remotes.map(|(name, _)| name.as_str().into()).collect()
+    }
+
+    pub(super) fn status(&self) -> Option<MirrorStatus> {
+        self.api.as_ref()?;
+        let mut status = self.mirror.as_ref().map(|it| (*it.status()).clone()).unwrap_or_default();
+        if let Some(error) = &self.error {
+            status.state = "off".to_owned();
+            status.reason = Some(error.clone());
+        }
+        let modes = *self.modes.borrow();
+        if !modes.mirror && !modes.pools {
+            status.reason = Some("felix.mirror and felix.pools are off".to_owned());
+        }
+        Some(status)
+    }
+
+    pub(super) fn conditions(&self, derived: Option<&Derived>) -> Vec<Condition> {
+        if self.api.is_none() {
+            return Vec::new();
+        }
+        let mut all = self.mirror.as_ref().map(|it| it.status().conditions.clone());
+        let all = all.get_or_insert_default();
+        all.extend(derived.and_then(|it| checks::xdp(&it.world.local, &it.world.node)));
+        all.extend(self.error.as_ref().map(|error| Condition {
+            severity: Severity::Error,
+            cluster: ClusterId::Local,
+            object: "local cluster".to_owned(),
+            message: format!("Felix is told nothing of remote clusters: {error}"),
+        }));
+        std::mem::take(all)
+    }
+
+    pub(super) async fn stop(&mut self) {
+        if let Some(mirror) = self.mirror.take() {
+            mirror.stop().await;
+        }
+    }
+}

@@ -1,0 +1,303 @@
+//! What goes wrong with the writer, its rights and the server.
+
+use tieline::federation::{ClusterStatus, RemoteState, RemoteStatus};
+use tieline::mirror::uninstall::{Removed, UninstallError, uninstall};
+use tieline_tests::kube::access::{keep, narrow, restore};
+
+use super::*;
+
+fn says(status: &MirrorStatus, words: &str) -> bool {
+    status.conditions.iter().any(|it| format!("{} {}", it.object, it.message).contains(words))
+}
+
+/// A daemon that can be killed: it has a runtime of its own.
+struct Killable {
+    daemon: Option<Daemon>,
+    runtime: Option<tokio::runtime::Runtime>,
+}
+
+impl Killable {
+    fn start(kubeconfig: &Path, node: &str, state: &State) -> Self {
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        let runtime = runtime.worker_threads(1).enable_all().build().unwrap();
+        let daemon = runtime.block_on(Daemon::start(kubeconfig, node, state));
+        Self { daemon: Some(daemon), runtime: Some(runtime) }
+    }
+
+    fn daemon(&self) -> &Daemon {
+        self.daemon.as_ref().unwrap()
+    }
+
+    fn kill(&mut self) {
+        self.runtime.take().unwrap().shutdown_background();
+        self.daemon = None;
+    }
+
+    fn until(&self, what: &str, wanted: impl Fn(&MirrorStatus) -> bool) {
+        let begun = Instant::now();
+        while !wanted(&self.daemon().status()) {
+            assert!(begun.elapsed() < PATIENCE, "{what}: {:?}", self.daemon().status());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+fn settled(api: &ApiCluster, what: &str, state: &State) {
+    let begun = Instant::now();
+    loop {
+        let (now, wanted) = (present(api, Group::Storage), state.wanted());
+        if now
+            .iter()
+            .map(|(app, nets)| (app.as_str(), nets))
+            .eq(wanted.iter().map(|(k, v)| (*k, v)))
+        {
+            return;
+        }
+        assert!(begun.elapsed() < PATIENCE, "{what}: {now:?} instead of {wanted:?}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+fn writes(status: &MirrorStatus) -> bool {
+    status.state == "writing" && status.waiting == 0
+}
+
+#[test]
+fn one_of_two_daemons_writes_whatever_happens() {
+    let Some(program) = program() else { return };
+    let lab = Lab::new("mirror-two").unwrap();
+    let (api, kubeconfig) = ready(&lab, program, Group::Storage);
+    let run = || {
+        let mut state = example();
+        let mut a = Killable::start(&kubeconfig, "node-a", &state);
+        a.until("a writes", writes);
+        let b = Killable::start(&kubeconfig, "node-b", &state);
+        b.until("b knows who writes", |it| {
+            it.writer.as_ref().is_some_and(|it| it.starts_with("node-a"))
+        });
+        assert_eq!(b.daemon().status().state, "standby");
+
+        // The writer is gone without a word. What changes meanwhile is made up for.
+        a.kill();
+        state.pod(2, 30, "pg");
+        b.daemon().set(&state);
+        b.until("b takes over", writes);
+        settled(&api, "after the take-over", &state);
+        assert_eq!(b.daemon().status().writes, 1, "the rest was there");
+
+        // Somebody else takes the lease.
+        let other = r#"{"spec": {"holderIdentity": "somebody"}}"#;
+        api.kubectl(&[
+            "-n",
+            "tieline-system",
+            "patch",
+            "lease",
+            "tieline",
+            "--type=merge",
+            "-p",
+            other,
+        ]);
+        b.until("b stands by", |it| it.state == "standby");
+        state.pod(2, 31, "pg");
+        b.daemon().set(&state);
+        std::thread::sleep(Duration::from_secs(3));
+        assert_eq!(b.daemon().status().writes, 1);
+        b.until("b writes again", writes);
+        settled(&api, "after the lease was lost", &state);
+    };
+    api.netns().run(run).unwrap();
+}
+
+#[test]
+fn the_mirror_outlives_what_goes_wrong_with_the_server() {
+    let Some(program) = program() else { return };
+    let lab = Lab::new("mirror-faults").unwrap();
+    let mut api = ApiCluster::alone(&lab, program, "a");
+    api.apply(&manifest("kubernetes.yaml"));
+    let kubeconfig = account_kubeconfig(&api, "tieline-system", "tieline");
+    let netns = api.netns().clone();
+    let run = || {
+        let mut state = example();
+        let daemon = Killable::start(&kubeconfig, "node-a", &state);
+        daemon.until("no kinds", |it| says(it, "has no kind GlobalNetworkSet"));
+        install(&api, &Group::Storage.crds());
+        daemon.until("kinds", writes);
+        settled(&api, "kinds", &state);
+
+        // The server is gone for a while, then it hangs for a while.
+        let mut number = 40;
+        let mut change = |state: &mut State| {
+            number += 1;
+            state.pod(1, number, "pg");
+            daemon.daemon().set(state);
+        };
+        api.kill();
+        change(&mut state);
+        daemon.until("the server is gone", |it| !it.conditions.is_empty());
+        api.revive();
+        settled(&api, "the server is back", &state);
+        api.pause();
+        change(&mut state);
+        daemon.until("the server hangs", |it| says(it, "no answer within 3 s"));
+        api.resume();
+        settled(&api, "the server goes on", &state);
+        daemon.until("nothing is wrong", |it| it.conditions.is_empty());
+
+        // A right is taken away.
+        let role = keep(&api, "clusterrole", "tieline-felix");
+        narrow(&api, "tieline-felix", "globalnetworksets");
+        change(&mut state);
+        daemon.until("no right", |it| says(it, "cannot patch resource \"globalnetworksets\""));
+        restore(&api, &role);
+        settled(&api, "the right is back", &state);
+
+        // The server sends the daemon away: 429.
+        api.apply(&busy().to_string());
+        let begun = Instant::now();
+        loop {
+            change(&mut state);
+            std::thread::sleep(Duration::from_millis(500));
+            if says(&daemon.daemon().status(), "the API asks to wait") {
+                break;
+            }
+            let status = daemon.daemon().status();
+            assert!(begun.elapsed() < PATIENCE, "{status:?}");
+        }
+        api.kubectl(&["delete", "flowschema", "busy"]);
+        settled(&api, "no longer busy", &state);
+
+        // Somebody has made an object of the name that we want: it stays his.
+        let kind = format!("globalnetworksets.{}", plural(Group::Storage));
+        let web = api.get(&[&kind, "-l", "app=pg,tieline/remote-cluster=remote-2"]);
+        let name = web["items"][0]["metadata"]["name"].as_str().unwrap().to_owned();
+        state.asked.remove("pg");
+        daemon.daemon().set(&state);
+        settled(&api, "not asked for", &state);
+        let theirs = json!({
+            "apiVersion": Group::Storage.api_version(), "kind": "GlobalNetworkSet",
+            "metadata": {"name": name}, "spec": {"nets": ["192.0.2.0/24"]},
+        });
+        api.apply(&theirs.to_string());
+        state.asked.insert("pg".to_owned());
+        daemon.daemon().set(&state);
+        daemon.until("a foreign object", |it| says(it, "that Tieline has not made"));
+        let left = api.get(&[&kind, &name]);
+        assert_eq!(left["spec"], theirs["spec"]);
+        api.kubectl(&["delete", &kind, &name]);
+        settled(&api, "the name is free", &state);
+    };
+    netns.run(run).unwrap();
+}
+
+/// All requests of the daemon are turned away, for there is no capacity for
+/// them.
+fn busy() -> Value {
+    let level = json!({
+        "apiVersion": "flowcontrol.apiserver.k8s.io/v1", "kind": "PriorityLevelConfiguration",
+        "metadata": {"name": "busy"},
+        "spec": {"type": "Limited", "limited": {
+            "nominalConcurrencyShares": 0, "lendablePercent": 0, "borrowingLimitPercent": 0,
+            "limitResponse": {"type": "Reject"},
+        }},
+    });
+    let flow = json!({
+        "apiVersion": "flowcontrol.apiserver.k8s.io/v1", "kind": "FlowSchema",
+        "metadata": {"name": "busy"},
+        "spec": {
+            "priorityLevelConfiguration": {"name": "busy"}, "matchingPrecedence": 1,
+            "rules": [{
+                "subjects": [{"kind": "ServiceAccount", "serviceAccount":
+                    {"name": "tieline", "namespace": "tieline-system"}}],
+                "resourceRules": [{
+                    "verbs": ["patch", "create", "delete"], "clusterScope": true,
+                    "apiGroups": ["crd.projectcalico.org"], "resources": ["*"],
+                }],
+            }],
+        },
+    });
+    json!({"apiVersion": "v1", "kind": "List", "items": [level, flow]})
+}
+
+#[test]
+fn statuses_are_told_and_an_uninstall_leaves_nothing() {
+    let Some(program) = program() else { return };
+    let lab = Lab::new("mirror-leave").unwrap();
+    let (api, kubeconfig) = ready(&lab, program, Group::Native);
+    install(&api, &manifest("remoteclusterconfigurations.yaml"));
+    within(&api, || async {
+        let rcc = "remoteclusterconfigurations.v3.projectcalico.org";
+        let object = json!({
+            "apiVersion": "projectcalico.org/v3", "kind": "RemoteClusterConfiguration",
+            "metadata": {"name": "remote-1"},
+            "spec": {"clusterAccessSecret": {"name": "s", "namespace": "n"}},
+        });
+        api.apply(&object.to_string());
+        let input = |state: RemoteState, error: Option<&str>| {
+            let mut input = example().input();
+            let cluster = ClusterStatus {
+                state,
+                state_for_ms: 0,
+                error: error.map(str::to_owned),
+                origin: String::new(),
+                uid: None,
+                objects: [("Pod".to_owned(), 20)].into(),
+                ignored: BTreeMap::new(),
+                last_event_ms: None,
+                contact_losses: 0,
+            };
+            let overlay_reason = "overlayRoutingMode is Enabled".to_owned();
+            let remote = RemoteStatus { cluster, overlay: error.is_none(), overlay_reason };
+            input.remotes.insert("remote-1".to_owned(), remote);
+            input
+        };
+        let daemon = Daemon::with(&kubeconfig, "a", input(RemoteState::InSync, None)).await;
+        let told = async |wanted: &str, error: &str| {
+            let begun = Instant::now();
+            loop {
+                let status = api.get(&[rcc, "remote-1"])["status"].clone();
+                if status["state"] == wanted && status["lastError"] == error {
+                    return status;
+                }
+                assert!(begun.elapsed() < PATIENCE, "{status} {:?}", daemon.status());
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        let status = told("InSync", "").await;
+        assert_eq!(
+            (&status["overlay"], &status["objects"]["Pod"]),
+            (&"Enabled".into(), &20.into())
+        );
+        daemon.input.send_replace(Some(input(RemoteState::Stale, Some("no answer"))));
+        let status = told("Stale", "no answer").await;
+        assert_eq!(status["conditions"][1]["type"], "InSync");
+        assert_eq!(status["conditions"][1]["status"], "False");
+        daemon.until("events", |it| !says(it, "event")).await;
+        let begun = Instant::now();
+        loop {
+            let events = api.get(&["events", "--field-selector=involvedObject.name=remote-1"]);
+            let mut reasons: Vec<&str> = events["items"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .filter_map(|it| it["reason"].as_str())
+                .collect();
+            reasons.sort_unstable();
+            if reasons == ["InSync", "Stale"] {
+                break;
+            }
+            assert!(begun.elapsed() < PATIENCE, "{reasons:?} {:?}", daemon.status());
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        daemon.until("all is written", writes).await;
+
+        let admin = client(&api.admin()).await;
+        let remove = || uninstall(admin.clone(), "tieline-system".into());
+        let refused = remove().await;
+        assert!(matches!(refused, Err(UninstallError::Running(_))), "{refused:?}");
+        daemon.mirror.stop().await;
+        let removed = remove().await.unwrap();
+        assert_eq!(removed, Removed { sets: 2, pools: 2, lease: true });
+        assert!(present(&api, Group::Native).is_empty() && pools(&api, Group::Native).is_empty());
+        assert_eq!(api.kubectl(&["get", "leases", "-n", "tieline-system", "-o", "name"]), "");
+    });
+}

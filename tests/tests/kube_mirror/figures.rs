@@ -1,0 +1,320 @@
+//! Figures, printed as JSON:
+//!
+//! ```text
+//! cargo test --release -p tieline-tests --test kube_mirror -- --ignored --nocapture figures
+//! ```
+
+use tieline::derive::{Derived, Deriver};
+
+use super::*;
+
+const CLUSTERS: u8 = 3;
+const PODS: u32 = 50_000;
+const NAMESPACES: u32 = 100;
+
+/// A large state of the world, of which parts change.
+struct Large {
+    local: Arc<ClusterObjects>,
+    remotes: Vec<ClusterObjects>,
+    deriver: Deriver,
+    count: u32,
+}
+
+impl Large {
+    fn new() -> Self {
+        let mut local = ClusterObjects::default();
+        local.felix.insert("default".into(), Arc::new(FelixConfiguration::default()));
+        local.pools.insert("own".into(), Arc::new(pool("10.1.0.0/16")));
+        local.policy = large_policies();
+        let mut remotes = Vec::new();
+        for number in 0..CLUSTERS {
+            let mut objects = ClusterObjects::default();
+            let cidr = format!("10.{}.0.0/16", 100 + number);
+            objects.pools.insert("p".into(), Arc::new(pool(&cidr)));
+            for namespace in 0..NAMESPACES {
+                let labels: Labels = [
+                    ("kubernetes.io/metadata.name", format!("ns-{namespace}")),
+                    ("env", ["prod", "test", "dev"][namespace as usize % 3].to_owned()),
+                ]
+                .map(|(key, value)| (key.to_owned(), value))
+                .into();
+                objects.namespaces.insert(format!("ns-{namespace}"), Arc::new(labels));
+            }
+            remotes.push(objects);
+        }
+        let mut large =
+            Self { local: Arc::new(local), remotes, deriver: Deriver::default(), count: 0 };
+        for number in 0..PODS {
+            large.add(number);
+        }
+        large
+    }
+
+    /// Adds the pod of this number; its labels follow from that.
+    fn add(&mut self, number: u32) {
+        let cluster = (number % u32::from(CLUSTERS)) as usize;
+        let place = number / u32::from(CLUSTERS);
+        let app = place % 1000;
+        let labels: Labels = [
+            ("app", format!("app-{}", app % 100)),
+            ("team", format!("team-{}", app % 10)),
+            ("version", format!("v{}", app % 4)),
+            ("app.kubernetes.io/name", format!("app-{app}")),
+            ("pod-template-hash", format!("{:x}", app * 7919)),
+        ]
+        .map(|(key, value)| (key.to_owned(), value))
+        .into();
+        let [_, _, high, low] = place.to_be_bytes();
+        let pod = Pod {
+            labels,
+            node: format!("node-{}", place % 200),
+            service_account: format!("sa-{}", app % 20),
+            addresses: vec![IpAddr::from([10, 100 + cluster as u8, high, low])],
+            ports: Vec::new(),
+        };
+        self.remotes[cluster].pods.insert(name(number), Arc::new(pod));
+        self.count += 1;
+    }
+
+    fn remove(&mut self, number: u32) {
+        let cluster = (number % u32::from(CLUSTERS)) as usize;
+        self.remotes[cluster].pods.remove(&name(number));
+    }
+
+    fn derived(&mut self) -> Arc<Derived> {
+        let remotes = self.remotes.iter().zip(0..).map(|(objects, number)| {
+            let objects = Arc::new(objects.clone());
+            (cluster(number), RemoteCluster { overlay: true, objects })
+        });
+        let world = World {
+            node: "n".into(),
+            include_local_vteps: false,
+            local: self.local.clone(),
+            remotes: remotes.collect(),
+        };
+        Arc::new(self.deriver.derive(Arc::new(world)))
+    }
+
+    fn input(&mut self) -> Input {
+        Input { derived: self.derived(), unknown: BTreeSet::new(), remotes: BTreeMap::new() }
+    }
+}
+
+fn name(number: u32) -> ObjectName {
+    let namespace = (number / u32::from(CLUSTERS)) % 1000 % NAMESPACES;
+    ObjectName { namespace: format!("ns-{namespace}"), name: format!("pod-{number}") }
+}
+
+/// 200 policies, of the forms that people write.
+fn large_policies() -> PolicyObjects {
+    let policy = |number: u32| -> (PolicyKind, Value) {
+        let namespace = format!("ns-{}", number % NAMESPACES);
+        let app = format!("app-{}", number % 100);
+        match number % 5 {
+            0 => (
+                PolicyKind::KubernetesNetworkPolicy,
+                json!({
+                    "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+                    "metadata": {"name": format!("p{number}"), "namespace": namespace},
+                    "spec": {"podSelector": {}, "policyTypes": ["Ingress"], "ingress": [
+                        {"from": [{"podSelector": {"matchLabels": {"app": app}}}]}]},
+                }),
+            ),
+            1 => (
+                PolicyKind::KubernetesNetworkPolicy,
+                json!({
+                    "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+                    "metadata": {"name": format!("p{number}"), "namespace": namespace},
+                    "spec": {"podSelector": {}, "policyTypes": ["Ingress"], "ingress": [
+                        {"from": [{"namespaceSelector": {"matchLabels":
+                            {"kubernetes.io/metadata.name": format!("ns-{}", (number * 7) % NAMESPACES)}}}]}]},
+                }),
+            ),
+            2 => (
+                PolicyKind::NetworkPolicy,
+                json!({
+                    "apiVersion": "projectcalico.org/v3", "kind": "NetworkPolicy",
+                    "metadata": {"name": format!("p{number}"), "namespace": namespace},
+                    "spec": {"egress": [{"action": "Allow", "destination":
+                        {"selector": format!("app == '{app}' && version in {{'v1', 'v2'}}")}}]},
+                }),
+            ),
+            3 => (
+                PolicyKind::GlobalNetworkPolicy,
+                json!({
+                    "apiVersion": "projectcalico.org/v3", "kind": "GlobalNetworkPolicy",
+                    "metadata": {"name": format!("p{number}")},
+                    "spec": {"ingress": [{"action": "Allow", "source": {
+                        "selector": format!("team == 'team-{}'", number % 10),
+                        "namespaceSelector": "env == 'prod'"}}]},
+                }),
+            ),
+            _ => (
+                PolicyKind::NetworkPolicy,
+                json!({
+                    "apiVersion": "projectcalico.org/v3", "kind": "NetworkPolicy",
+                    "metadata": {"name": format!("p{number}"), "namespace": namespace},
+                    "spec": {"ingress": [{"action": "Allow", "source":
+                        {"serviceAccounts": {"names": [format!("sa-{}", number % 20)]}}}]},
+                }),
+            ),
+        }
+    };
+    let policies = (0..200).map(|number| {
+        let (kind, object) = policy(number);
+        let (name, policy) = parse(kind, &object).unwrap();
+        ((kind, name), Arc::new(policy))
+    });
+    PolicyObjects(policies.collect())
+}
+
+/// Requests of all clients for what the mirror writes, by verb, as the server
+/// counts them; watches apart.
+fn requests(api: &ApiCluster) -> u64 {
+    let metrics = api.kubectl(&["get", "--raw", "/metrics"]);
+    let ours = |line: &&str| {
+        line.starts_with("apiserver_request_total{")
+            && ["globalnetworksets", "ippools"].iter().any(|it| line.contains(&format!("\"{it}\"")))
+            && !line.contains("verb=\"WATCH\"")
+    };
+    let counts = metrics.lines().filter(ours).filter_map(|line| line.rsplit(' ').next());
+    counts.filter_map(|count| count.parse::<f64>().ok()).sum::<f64>() as u64
+}
+
+fn leases(api: &ApiCluster) -> u64 {
+    let metrics = api.kubectl(&["get", "--raw", "/metrics"]);
+    let ours = |line: &&str| {
+        line.starts_with("apiserver_request_total{")
+            && line.contains("\"leases\"")
+            && line.contains("\"PUT\"")
+            && line.contains("scope=\"resource\"")
+    };
+    let counts = metrics.lines().filter(ours).filter_map(|line| line.rsplit(' ').next());
+    counts.filter_map(|count| count.parse::<f64>().ok()).sum::<f64>() as u64
+}
+
+fn milliseconds(of: Duration) -> f64 {
+    (of.as_secs_f64() * 10_000.0).round() / 10.0
+}
+
+#[test]
+#[ignore = "prints figures; takes minutes"]
+fn figures() {
+    let Some(program) = program() else { return };
+    let lab = Lab::new("mirror-figures").unwrap();
+    let (api, kubeconfig) = ready(&lab, program, Group::Storage);
+    let run = || {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        let runtime = runtime.unwrap();
+        let mut large = Large::new();
+        let begun = Instant::now();
+        let input = large.input();
+        let derive = begun.elapsed();
+        let begun = Instant::now();
+        let daemon = runtime.block_on(Daemon::with(&kubeconfig, "node-a", input));
+        let wait = |what: &str, wanted: &dyn Fn(&MirrorStatus) -> bool, within: Duration| {
+            let begun = Instant::now();
+            while !wanted(&daemon.status()) {
+                assert!(begun.elapsed() < within, "{what}: {:?}", daemon.status());
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        };
+        let long = Duration::from_secs(300);
+        wait(
+            "all is written",
+            &|it| it.state == "writing" && it.writes > 0 && it.waiting == 0,
+            long,
+        );
+        let first = begun.elapsed();
+        let status = daemon.status();
+        let sets: usize = status.clusters.values().map(|it| it.sets).sum();
+        let addresses: usize = status.clusters.values().map(|it| it.addresses).sum();
+
+        // One pod after another, not too many a second: until each is there.
+        let mut latencies = Vec::new();
+        let mut working_out = Vec::new();
+        for number in 0..120 {
+            std::thread::sleep(Duration::from_millis(1100));
+            let before = daemon.status().writes;
+            large.add(PODS + number * 37);
+            let begun = Instant::now();
+            let input = large.input();
+            working_out.push(begun.elapsed());
+            let begun = Instant::now();
+            daemon.input.send_replace(Some(input));
+            // A pod that no policy selects makes no write.
+            while daemon.status().writes == before && begun.elapsed() < Duration::from_secs(5) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            if daemon.status().writes > before {
+                latencies.push(begun.elapsed());
+            }
+        }
+        latencies.sort();
+        working_out.sort();
+        let at = |of: &[Duration], share: f64| {
+            milliseconds(of[((of.len() - 1) as f64 * share) as usize])
+        };
+
+        // A rollout: pods of few apps are replaced, a hundred changes a second.
+        let mut churn = |pick: &dyn Fn(u32) -> u32| {
+            std::thread::sleep(Duration::from_secs(30));
+            let (before, begun) = (daemon.status().writes, Instant::now());
+            let mut changes = 0;
+            while begun.elapsed() < Duration::from_secs(60) {
+                let due = (begun.elapsed().as_secs_f64() * 100.0) as u32;
+                while changes < due {
+                    let number = pick(changes / 2);
+                    if changes % 2 == 0 {
+                        large.remove(number)
+                    } else {
+                        large.add(number)
+                    }
+                    changes += 1;
+                }
+                let input = large.input();
+                daemon.input.send_replace(Some(input));
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            let (writes, seconds) =
+                (daemon.status().writes - before, begun.elapsed().as_secs_f64());
+            json!({
+                "changes_per_second": f64::from(changes) / seconds,
+                "writes_per_second": writes as f64 / seconds,
+                "writes_per_hundred_changes": writes as f64 * 100.0 / f64::from(changes),
+            })
+        };
+        let rollout = churn(&|at| (at % 40) * 3000);
+        let everywhere = churn(&|at| at.wrapping_mul(7919) % PODS);
+        wait("what is left is written", &|it| it.waiting == 0, long);
+        std::thread::sleep(Duration::from_secs(2));
+
+        let (before, renewals) = (requests(&api), leases(&api));
+        std::thread::sleep(Duration::from_secs(30));
+        let idle = json!({
+            "seconds": 30, "requests": requests(&api) - before,
+            "lease_renewals": leases(&api) - renewals,
+        });
+        let begun = Instant::now();
+        large.remotes.truncate(2);
+        daemon.input.send_replace(Some(large.input()));
+        wait("a remote is left", &|it| it.clusters.len() == 2 && it.waiting == 0, long);
+        let left = begun.elapsed();
+        runtime.block_on(daemon.mirror.stop());
+        let figures = json!({
+            "remotes": CLUSTERS, "pods": PODS, "policies": 200,
+            "sets": sets, "addresses_in_sets": addresses,
+            "first_complete_ms": milliseconds(first),
+            "derive_ms": milliseconds(derive),
+            "pod_to_set_ms": {
+                "samples": latencies.len(), "median": at(&latencies, 0.5),
+                "p99": at(&latencies, 0.99), "derive_median": at(&working_out, 0.5),
+            },
+            "rollout": rollout, "churn_everywhere": everywhere,
+            "idle": idle, "remote_left_ms": milliseconds(left),
+        });
+        println!("{}", serde_json::to_string_pretty(&figures).unwrap());
+    };
+    api.netns().run(run).unwrap();
+}
