@@ -757,11 +757,11 @@ proptest::proptest! {
             };
             let before = converter.policy_set(&local);
             proptest::prop_assert!(Arc::ptr_eq(&before, &converter.policy_set(&local)));
-            for (key, object) in cluster(&text).policy.0 {
+            for (key, object) in &cluster(&text).policy.0 {
                 if version == 3 {
-                    local.policy.0.remove(&key);
+                    local.policy.0.remove(key);
                 } else {
-                    local.policy.0.insert(key, object);
+                    local.policy.0.insert(key.clone(), object.clone());
                 }
             }
             proptest::prop_assert_eq!(&*converter.policy_set(&local), &policy_set(&local));
@@ -774,7 +774,8 @@ fn unchanged_policies_stay_the_same_allocation() {
     let mut local = cluster(&[manifest("gnp", "a", "{}"), manifest("gnp", "b", "{}")].concat());
     let mut converter = Converter::default();
     let before = converter.policy_set(&local);
-    local.policy.0.extend(cluster(&manifest("gnp", "b", "{order: 1}")).policy.0);
+    let edited = cluster(&manifest("gnp", "b", "{order: 1}")).policy.0;
+    local.policy.0.extend(edited.iter().map(|(key, object)| (key.clone(), object.clone())));
     let after = converter.policy_set(&local);
     let policy = |set: &PolicySet, place: usize| tier_named(set, "default").policies[place].clone();
     assert!(Arc::ptr_eq(&policy(&before, 0), &policy(&after, 1)));
