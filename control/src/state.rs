@@ -182,15 +182,58 @@ pub enum RouteSource {
     WorkloadIps,
 }
 
-/// A RemoteClusterConfiguration as far as it is the same for every source of
-/// clusters.
+/// A RemoteClusterConfiguration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RemoteClusterConfiguration {
     /// `spec.syncOptions.overlayRoutingMode` is `Enabled`.
     pub overlay: bool,
-    /// `spec.clusterAccessSecret`, which names the access of a Kubernetes
-    /// remote; unused by the files source.
-    pub access_secret: Option<ObjectName>,
+    /// How the cluster is reached; unused where clusters are read from files.
+    pub access: RemoteAccess,
+}
+
+/// How a RemoteClusterConfiguration says that its cluster is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RemoteAccess {
+    /// It does not say.
+    Unsaid,
+    /// `spec.clusterAccessSecret`.
+    Secret(ObjectName),
+    /// By its own fields, with `spec.datastoreType: kubernetes`.
+    Inline(Arc<InlineAccess>),
+    /// `spec.datastoreType: etcdv3`.
+    Etcd,
+}
+
+/// A RemoteClusterConfiguration's own fields for access to a Kubernetes API;
+/// empty ones count as missing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct InlineAccess {
+    /// `spec.kubeconfig`, a path.
+    pub kubeconfig: Option<String>,
+    /// `spec.kubeconfigInline`; goes before all others.
+    pub kubeconfig_inline: Option<Sensitive>,
+    /// `spec.k8sAPIEndpoint`, a URL.
+    pub endpoint: Option<String>,
+    /// `spec.k8sAPIToken`.
+    pub token: Option<Sensitive>,
+    /// `spec.k8sCAFile`, a path.
+    pub ca_file: Option<String>,
+    /// `spec.k8sCertFile`, a path.
+    pub cert_file: Option<String>,
+    /// `spec.k8sKeyFile`, a path.
+    pub key_file: Option<String>,
+    /// `spec.k8sInsecureSkipTLSVerify`.
+    pub insecure: bool,
+}
+
+/// A text that is not for logs.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Sensitive(pub String);
+
+impl std::fmt::Debug for Sensitive {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("(not shown)")
+    }
 }
 
 /// The objects of one cluster.
