@@ -11,6 +11,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 mod pipeline;
 mod report;
+mod scale;
 
 /// Measures the parts of Tieline.
 #[derive(Debug, Parser)]
@@ -24,6 +25,8 @@ struct Cli {
 enum Verb {
     /// The packet path over frames in memory, one core.
     Pipeline(pipeline::Options),
+    /// What the tables cost as they grow: memory, lookups, publication.
+    Scale(scale::Options),
 }
 
 /// How a result is printed.
@@ -38,5 +41,6 @@ enum Output {
 fn main() -> ExitCode {
     match Cli::parse().verb {
         Verb::Pipeline(options) => pipeline::run(&options),
+        Verb::Scale(options) => scale::run(&options),
     }
 }
