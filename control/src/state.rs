@@ -12,6 +12,7 @@ use std::sync::Arc;
 use tieline_dataplane::addr::Prefix;
 use tieline_dataplane::wire::{MacAddr, Vni};
 
+use crate::map::Map;
 use crate::policy::api::PolicyObjects;
 
 /// Labels by key; sorted, so that equal sets are equal values.
@@ -198,23 +199,23 @@ pub struct ClusterObjects {
     /// Identity of the cluster: UID of its `kube-system` namespace, when known.
     pub uid: Option<String>,
     /// Namespaces' labels.
-    pub namespaces: BTreeMap<String, Arc<Labels>>,
+    pub namespaces: Map<String, Arc<Labels>>,
     /// Service accounts' labels.
-    pub service_accounts: BTreeMap<ObjectName, Arc<Labels>>,
+    pub service_accounts: Map<ObjectName, Arc<Labels>>,
     /// Pods that have an identity.
-    pub pods: BTreeMap<ObjectName, Arc<Pod>>,
+    pub pods: Map<ObjectName, Arc<Pod>>,
     /// Host endpoints.
-    pub host_endpoints: BTreeMap<String, Arc<HostEndpoint>>,
+    pub host_endpoints: Map<String, Arc<HostEndpoint>>,
     /// Nodes.
-    pub nodes: BTreeMap<String, Arc<Node>>,
+    pub nodes: Map<String, Arc<Node>>,
     /// Address pools.
-    pub pools: BTreeMap<String, Arc<IpPool>>,
+    pub pools: Map<String, Arc<IpPool>>,
     /// Address blocks.
-    pub blocks: BTreeMap<String, Arc<IpamBlock>>,
+    pub blocks: Map<String, Arc<IpamBlock>>,
     /// Felix's configuration, by object name.
-    pub felix: BTreeMap<String, Arc<FelixConfiguration>>,
+    pub felix: Map<String, Arc<FelixConfiguration>>,
     /// Remote clusters that this cluster names.
-    pub remotes: BTreeMap<String, Arc<RemoteClusterConfiguration>>,
+    pub remotes: Map<String, Arc<RemoteClusterConfiguration>>,
     /// Policies, tiers, network sets and what else only policy reads.
     pub policy: PolicyObjects,
 }

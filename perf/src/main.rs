@@ -1,7 +1,15 @@
-//! Tieline's perf harness: measures the parts of Tieline, side by side with
+//! Tieline's perf harness: measures Tieline and its parts, side by side with
 //! what they have to beat.
 //!
-//! Exit codes: 0 good, 1 a bar was missed, 2 wrong use.
+//! ```text
+//! run       plan (scenarios, steps) -> work on a rig -> outcome -> page, bars
+//!           rig: bed (namespaces, CPUs) + subject (who routes) + generator, sink
+//! compare   two results
+//! pipeline  the packet path over frames in memory
+//! ```
+//!
+//! Exit codes: 0 good, 1 a bar was missed or a figure got worse, 2 wrong use or a
+//! machine that can't do it. Start reading at [`plan`].
 
 #![forbid(unsafe_code)]
 
@@ -9,11 +17,25 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+mod bars;
+mod bed;
+mod compare;
+mod flows;
+mod machine;
+mod outcome;
+mod page;
 mod pipeline;
+mod plan;
+mod priority;
 mod report;
+mod rig;
+mod run;
 mod scale;
+mod subject;
+mod usage;
+mod work;
 
-/// Measures the parts of Tieline.
+/// Measures Tieline, side by side with what it has to beat.
 #[derive(Debug, Parser)]
 #[command(name = "tieline-perf", version)]
 struct Cli {
@@ -23,6 +45,12 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// Routers side by side over devices; writes a report.
+    Run(run::Options),
+    /// The scenarios and subjects of `run`.
+    List,
+    /// What got better or worse from one results.json to another.
+    Compare(compare::Options),
     /// The packet path over frames in memory, one core.
     Pipeline(pipeline::Options),
     /// What the tables cost as they grow: memory, lookups, publication.
@@ -39,8 +67,15 @@ enum Output {
 }
 
 fn main() -> ExitCode {
-    match Cli::parse().verb {
-        Verb::Pipeline(options) => pipeline::run(&options),
-        Verb::Scale(options) => scale::run(&options),
-    }
+    let outcome = match Cli::parse().verb {
+        Verb::Run(options) => run::check_root().and_then(|()| run::run(&options)),
+        Verb::List => Ok(run::list()),
+        Verb::Compare(options) => compare::run(&options),
+        Verb::Pipeline(options) => Ok(pipeline::run(&options)),
+        Verb::Scale(options) => Ok(scale::run(&options)),
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("tieline-perf: {error:#}");
+        ExitCode::from(2)
+    })
 }

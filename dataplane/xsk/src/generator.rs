@@ -45,6 +45,20 @@ pub enum GeneratorError {
         /// What was asked for.
         values: u32,
     },
+    /// A number of flows that is not possible.
+    #[error("{flows} flows are not possible: use a power of two up to {most}")]
+    Flows {
+        /// What was asked for.
+        flows: u32,
+        /// The most.
+        most: u32,
+    },
+    /// The frame is too short, or the program can't reach as far.
+    #[error("byte {at} is outside the frame")]
+    Short {
+        /// What was asked for.
+        at: u16,
+    },
 }
 
 /// Two bytes of a frame that differ from copy to copy, at random: a UDP port

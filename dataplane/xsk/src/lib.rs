@@ -20,6 +20,7 @@ pub mod memlock;
 pub mod packet;
 pub mod ring;
 pub mod socket;
+pub mod traffic;
 
 mod mapping;
 mod sys;

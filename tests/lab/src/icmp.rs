@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, socket_with};
 
 use crate::payload::pattern;
-use crate::{Error, Netns, Outcome, Result};
+use crate::{Error, Netns, Outcome, Result, RoundTrips};
 
 /// Type, code, checksum, identifier, sequence number.
 const HEADER_LEN: usize = 8;
@@ -33,6 +33,43 @@ pub fn ping(from: &Netns, to: IpAddr, payload_len: usize, within: Duration) -> R
             Err(error) => Ok(Outcome::of(&error)),
         }
     })?
+}
+
+/// Sends echo requests for `duration`, each as soon as the one before is
+/// answered, and gives their round trips.
+///
+/// # Errors
+/// A request is not answered within a second; [`Error::Corrupt`] when a reply's
+/// payload differs.
+pub fn ping_flood(
+    from: &Netns,
+    to: IpAddr,
+    payload_len: usize,
+    duration: Duration,
+) -> Result<RoundTrips> {
+    const WITHIN: Duration = Duration::from_secs(1);
+    let doing = format!("flood of pings from {} to {to}", from.short_name());
+    let run = || -> io::Result<Option<Vec<Duration>>> {
+        let socket = open(to, WITHIN)?;
+        let (request_type, reply_type) = if to.is_ipv4() { (8, 0) } else { (128, 129) };
+        let mut request = vec![0; HEADER_LEN];
+        request[0] = request_type;
+        request.extend(pattern().into_iter().cycle().take(payload_len));
+        let (start, mut all) = (Instant::now(), Vec::new());
+        while start.elapsed() < duration {
+            let sequence = (all.len() as u16).to_be_bytes();
+            request[6..8].copy_from_slice(&sequence);
+            let sent = Instant::now();
+            let reply = exchange(&socket, &request, reply_type, WITHIN)?;
+            all.push(sent.elapsed());
+            if reply[6..] != request[6..] {
+                return Ok(None);
+            }
+        }
+        Ok(Some(all))
+    };
+    let all = from.run(run)?.map_err(Error::io(doing.clone()))?;
+    Ok(RoundTrips::new(all.ok_or(Error::Corrupt { what: doing })?))
 }
 
 /// An ICMP datagram socket, which behaves as a UDP socket does.

@@ -8,6 +8,7 @@
 //! link      veth pairs, the kernel's vxlan device
 //! topology  router, nodes and pods wired as Calico wires them
 //! tcp, stream, udp, icmp   traffic peers
+//! pktgen    the kernel's packet generator
 //! capture   frames seen on a device
 //! ```
 //!
@@ -27,6 +28,7 @@ mod link;
 mod netns;
 mod outcome;
 mod payload;
+mod pktgen;
 mod process;
 mod stream;
 mod tcp;
@@ -35,11 +37,12 @@ mod udp;
 
 pub use capture::{Capture, CapturedFrame};
 pub use error::{Error, Result};
-pub use icmp::ping;
+pub use icmp::{ping, ping_flood};
 pub use lab::{Closer, Lab, remove_kept};
 pub use link::{End, KernelVxlan, VxlanPeer, veth};
 pub use netns::Netns;
 pub use outcome::Outcome;
+pub use pktgen::{Generated, Pktgen, pktgen_missing};
 pub use process::{Process, Signal};
 pub use stream::{Stall, Stream};
 pub use tcp::{Bulk, RoundTrips, TcpServer, bulk, connect, request_response};

@@ -229,6 +229,11 @@ pub struct RoundTrips {
 }
 
 impl RoundTrips {
+    pub(crate) fn new(mut all: Vec<Duration>) -> Self {
+        all.sort_unstable();
+        Self { sorted: all }
+    }
+
     /// How many there were.
     pub fn count(&self) -> usize {
         self.sorted.len()
@@ -277,7 +282,5 @@ pub fn request_response(
         Ok(Some(all))
     };
     let all = from.run(run)?.map_err(Error::io(doing.clone()))?;
-    let mut sorted = all.ok_or(Error::Corrupt { what: doing })?;
-    sorted.sort_unstable();
-    Ok(RoundTrips { sorted })
+    Ok(RoundTrips::new(all.ok_or(Error::Corrupt { what: doing })?))
 }

@@ -5,12 +5,12 @@
 #![forbid(unsafe_code)]
 
 use std::fs;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use tieline_lab::{Netns, Pod, Signal, TcpServer, bulk, connect};
+use tieline_lab::{Netns, Pktgen, Pod, Signal, TcpServer, bulk, connect};
 use tieline_tests::joined::{Daemon, Joined, Outer, PATIENCE, Setup};
 
 const PORT: u16 = 5001;
@@ -113,7 +113,7 @@ fn generated(joined: &Joined, daemon: &Daemon, from: &Pod, to: &Pod) -> Value {
         ]
     };
     let before = count();
-    let sent = generate(from, to.v4.into());
+    let sent = generate(from, to.v4);
     let after = count();
     let [down, up, encapsulated, arrived] = std::array::from_fn(|at| after[at] - before[at]);
     json!({
@@ -125,40 +125,22 @@ fn generated(joined: &Joined, daemon: &Daemon, from: &Pod, to: &Pod) -> Value {
     })
 }
 
-/// Runs pktgen on a pod's device (the kernel's
-/// Documentation/networking/pktgen.rst) and returns how many packets it sent.
-fn generate(from: &Pod, to: IpAddr) -> u64 {
-    let folder = "/proc/thread-self/net/pktgen";
-    let source = from.v4;
-    from.netns
-        .run(|| {
-            let tell = |file: &str, words: &str| {
-                let outcome = fs::write(format!("{folder}/{file}"), format!("{words}\n"));
-                outcome.unwrap_or_else(|error| panic!("pktgen: {file}: {words}: {error}"));
-            };
-            tell("kpktgend_0", "rem_device_all");
-            tell("kpktgend_0", "add_device eth0");
-            for words in [
-                &format!("count {GENERATED}"),
-                "pkt_size 200",
-                // Nanoseconds: 5,000 packets a second.
-                "delay 200000",
-                "dst_mac ee:ee:ee:ee:ee:ee",
-                &format!("dst {to}"),
-                &format!("src_min {source}"),
-                &format!("src_max {source}"),
-            ] {
-                tell("eth0", words);
-            }
-            // Returns when all are sent.
-            tell("pgctrl", "start");
-            let result = fs::read_to_string(format!("{folder}/eth0")).unwrap();
-            let sent = result
-                .split_once("pkts-sofar: ")
-                .and_then(|(_, rest)| rest.split_whitespace().next()?.parse().ok());
-            sent.unwrap_or_else(|| panic!("pktgen says: {result}"))
-        })
-        .unwrap()
+/// Runs pktgen on a pod's device and returns how many packets it sent.
+fn generate(from: &Pod, to: Ipv4Addr) -> u64 {
+    let pktgen = Pktgen {
+        device: "eth0".to_owned(),
+        cpu: 0,
+        packets: GENERATED,
+        size: 200,
+        rate: Some(5000),
+        mac: "ee:ee:ee:ee:ee:ee".to_owned(),
+        addresses: (from.v4, to),
+        source_ports: (9, 9),
+        port: 9,
+    };
+    let generated = pktgen.run(&from.netns).unwrap();
+    assert_eq!(generated.errors, 0, "{generated:?}");
+    generated.sent
 }
 
 /// Packets that a device has received (/proc/net/dev).

@@ -1,0 +1,242 @@
+//! Results as data: what `results.json` holds, and what everything that is shown
+//! is made from. The stable form; `schema` changes when it does.
+
+use std::path::Path;
+
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
+
+use crate::machine::Machine;
+use crate::report::median_and_spread;
+
+/// The form of this file.
+pub(crate) const SCHEMA: u32 = 1;
+/// The subject that others are compared with.
+pub(crate) const BASELINE: &str = "kernel";
+
+/// One invocation of `tieline-perf run`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct Results {
+    pub(crate) schema: u32,
+    /// The command line.
+    pub(crate) command: String,
+    pub(crate) machine: Machine,
+    /// What ran on which CPU.
+    pub(crate) placement: String,
+    pub(crate) subjects: Vec<About>,
+    pub(crate) scenarios: Vec<About>,
+    pub(crate) rows: Vec<Row>,
+    /// What could not be measured, and why.
+    pub(crate) gaps: Vec<Gap>,
+    pub(crate) bars: Vec<Bar>,
+}
+
+/// A name and what it stands for.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub(crate) struct About {
+    pub(crate) name: String,
+    pub(crate) about: String,
+}
+
+/// One figure.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub(crate) struct Row {
+    pub(crate) scenario: String,
+    pub(crate) subject: String,
+    /// What of the scenario it is: `64 flows`, `1450 bytes`.
+    pub(crate) case: String,
+    /// What was measured: `forwarded`, `latency p99`.
+    pub(crate) measure: String,
+    /// `packets/s`, `ns`, `bit/s`, `bytes`, `s`.
+    pub(crate) unit: String,
+    /// Whether more is better.
+    pub(crate) more_is_better: bool,
+    /// The number that a sweep is over.
+    pub(crate) x: Option<f64>,
+    /// All runs in their order.
+    pub(crate) runs: Vec<f64>,
+    pub(crate) median: f64,
+    /// Half the distance between the quartiles, as a part of the median.
+    pub(crate) spread: f64,
+    /// Repeats this line alone.
+    pub(crate) repeat: String,
+}
+
+/// What could not be measured.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub(crate) struct Gap {
+    pub(crate) scenario: String,
+    pub(crate) subject: String,
+    pub(crate) reason: String,
+}
+
+/// What Tieline is held to.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub(crate) struct Bar {
+    pub(crate) what: String,
+    /// The ratio that was measured.
+    pub(crate) ratio: f64,
+    pub(crate) wanted: f64,
+    /// Whether the ratio must be at least that, or at most.
+    pub(crate) at_least: bool,
+    pub(crate) met: bool,
+}
+
+/// A measure's name, unit and direction.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Measure {
+    pub(crate) name: &'static str,
+    pub(crate) unit: &'static str,
+    pub(crate) more_is_better: bool,
+}
+
+impl Measure {
+    const fn new(name: &'static str, unit: &'static str, more_is_better: bool) -> Self {
+        Self { name, unit, more_is_better }
+    }
+
+    pub(crate) const FORWARDED: Self = Self::new("forwarded", "packets/s", true);
+    pub(crate) const NEW_FLOWS: Self = Self::new("new flows", "flows/s", true);
+    pub(crate) const NO_DROP: Self = Self::new("no-drop rate", "packets/s", true);
+    pub(crate) const PARTIAL_DROP: Self = Self::new("0.5 % drop rate", "packets/s", true);
+    pub(crate) const LATENCY: [Self; 5] = [
+        Self::new("latency p50", "ns", false),
+        Self::new("latency p90", "ns", false),
+        Self::new("latency p99", "ns", false),
+        Self::new("latency p99.9", "ns", false),
+        Self::new("latency max", "ns", false),
+    ];
+    pub(crate) const CPU: Self = Self::new("CPU time", "ns/packet", false);
+    pub(crate) const MEMORY: Self = Self::new("resident memory", "bytes", false);
+    pub(crate) const ROUND_TRIP: [Self; 2] =
+        [Self::new("round trip p50", "ns", false), Self::new("round trip p99", "ns", false)];
+    pub(crate) const TRANSFER: Self = Self::new("TCP transfer", "bit/s", true);
+    pub(crate) const REQUESTS: Self = Self::new("TCP requests", "requests/s", true);
+    pub(crate) const INTERRUPTION: Self = Self::new("interruption", "s", false);
+}
+
+impl Row {
+    /// A row from its runs.
+    pub(crate) fn new(at: &Place, measure: Measure, runs: Vec<f64>) -> Self {
+        let (median, spread) = median_and_spread(&runs);
+        Self {
+            scenario: at.scenario.clone(),
+            subject: at.subject.clone(),
+            case: at.case.clone(),
+            measure: measure.name.to_owned(),
+            unit: measure.unit.to_owned(),
+            more_is_better: measure.more_is_better,
+            x: at.x,
+            runs,
+            median,
+            spread: if median == 0.0 { 0.0 } else { spread },
+            repeat: format!("tieline-perf run {} --only {}", at.scenario, at.subject),
+        }
+    }
+
+    /// Whether another row is about the same, maybe of another subject.
+    pub(crate) fn is_like(&self, other: &Self) -> bool {
+        self.scenario == other.scenario && self.case == other.case && self.measure == other.measure
+    }
+}
+
+/// Where in a run a figure belongs.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    pub(crate) scenario: String,
+    pub(crate) subject: String,
+    pub(crate) case: String,
+    pub(crate) x: Option<f64>,
+}
+
+impl Results {
+    /// The row of a subject like another row.
+    pub(crate) fn of(&self, subject: &str, like: &Row) -> Option<&Row> {
+        self.rows.iter().find(|row| row.subject == subject && row.is_like(like))
+    }
+
+    /// The row of a scenario, subject, case and measure.
+    pub(crate) fn find(
+        &self,
+        scenario: &str,
+        subject: &str,
+        case: &str,
+        measure: &str,
+    ) -> Option<&Row> {
+        self.rows.iter().find(|row| {
+            row.scenario == scenario
+                && row.subject == subject
+                && row.case == case
+                && row.measure == measure
+        })
+    }
+
+    /// Reads a file.
+    pub(crate) fn read(path: &Path) -> anyhow::Result<Self> {
+        let text =
+            std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+        let results: Self = serde_json::from_str(&text)
+            .with_context(|| format!("{} holds no results", path.display()))?;
+        anyhow::ensure!(
+            results.schema == SCHEMA,
+            "{} has form {}, this program knows {SCHEMA}",
+            path.display(),
+            results.schema
+        );
+        Ok(results)
+    }
+}
+
+/// A number with its unit, short enough to read.
+pub(crate) fn human(value: f64, unit: &str) -> String {
+    let scaled = |steps: &[(f64, &str)]| {
+        let step = steps.iter().find(|(least, _)| value.abs() >= *least).or(steps.last());
+        let (least, name) = step.copied().unwrap_or((1.0, ""));
+        let number = value / least;
+        let digits = if number.abs() >= 100.0 {
+            0
+        } else if number.abs() >= 10.0 {
+            1
+        } else {
+            2
+        };
+        format!("{number:.digits$} {name}")
+    };
+    let si = |unit: &str| {
+        let text = scaled(&[(1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, "")]);
+        format!(
+            "{}{unit}",
+            text.trim_end_matches(' ').to_owned() + if text.ends_with(' ') { " " } else { "" }
+        )
+    };
+    match unit {
+        "packets/s" => si("pps"),
+        "ns" => scaled(&[(1e9, "s"), (1e6, "ms"), (1e3, "us"), (1.0, "ns")]),
+        "s" => scaled(&[(1.0, "s"), (1e-3, "ms"), (1e-6, "us")]),
+        "bytes" => {
+            scaled(&[(1073741824.0, "GiB"), (1048576.0, "MiB"), (1024.0, "KiB"), (1.0, "B")])
+        }
+        other => si(other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_short_and_have_units() {
+        for (value, unit, text) in [
+            (886_000.0, "packets/s", "886 kpps"),
+            (1_234_567.0, "packets/s", "1.23 Mpps"),
+            (12_345.0, "ns", "12.3 us"),
+            (0.0123, "s", "12.3 ms"),
+            (5e9, "bit/s", "5.00 Gbit/s"),
+            (2_097_152.0, "bytes", "2.00 MiB"),
+            (950.0, "ns/packet", "950 ns/packet"),
+            (0.0, "s", "0.00 us"),
+        ] {
+            assert_eq!(human(value, unit), text);
+        }
+    }
+}

@@ -1,0 +1,321 @@
+//! Scenarios: which work on which subjects under which loads.
+//!
+//! A scenario is a name, a sentence and its [`Step`]s; each step stands on a test
+//! bed of its own.
+
+use crate::bed::{Cpus, Offloads};
+use crate::flows::Load;
+use crate::outcome::{About, BASELINE};
+use crate::subject::{Kernel, Program, Subject, Tieline, Way, Wire};
+use crate::work::{Effort, Work};
+
+/// One subject under one load.
+pub(crate) struct Step {
+    pub(crate) scenario: &'static str,
+    pub(crate) subject: Box<dyn Subject>,
+    pub(crate) load: Load,
+    pub(crate) work: Work,
+    /// What tells it from the others of the scenario.
+    pub(crate) case: String,
+    /// The number that a sweep is over.
+    pub(crate) x: Option<f64>,
+}
+
+/// What a sweep is over, for the axis of its plot.
+pub(crate) struct Scenario {
+    pub(crate) name: &'static str,
+    pub(crate) about: &'static str,
+    /// Label of the axis, for sweeps.
+    pub(crate) axis: Option<&'static str>,
+    /// Whether `--quick` includes it.
+    pub(crate) quick: bool,
+}
+
+/// All of them, in the order in which they run.
+pub(crate) const SCENARIOS: [Scenario; 14] = [
+    plain("flood", "as many packets as go through, 64 bytes, flows known before", true),
+    plain(
+        "new-flows",
+        "first packets of flows a second; and a stream in one direction only, which \
+           a firewall never takes for established",
+        true,
+    ),
+    plain("rate", "no-drop rate (RFC 2544), latency at parts of it, CPU time per packet", true),
+    plain("ping", "round trips of pings, one after the other, between pods", true),
+    plain(
+        "tcp",
+        "TCP between pods, bulk and request by request, segmentation offload on and off",
+        true,
+    ),
+    plain(
+        "ports",
+        "Tieline's ports, with policy and without, alone and behind the kernel's routing",
+        false,
+    ),
+    sweep("sizes", "packets of other sizes", "bytes in the frame"),
+    sweep("flows", "other numbers of flows", "flows"),
+    sweep("rules", "other numbers of rules: first packets of flows a second", "rules"),
+    sweep("batch", "other batch sizes of Tieline's workers", "packets in a batch"),
+    sweep("workers", "more CPUs for the router", "workers"),
+    plain("pktgen", "as many packets as go through, from the kernel's own packet generator", false),
+    plain("churn", "forwarding while policies change ten times a second", false),
+    plain("interruption", "for how long nothing passes at a reload and at a restart", false),
+];
+
+const fn plain(name: &'static str, about: &'static str, quick: bool) -> Scenario {
+    Scenario { name, about, axis: None, quick }
+}
+
+const fn sweep(name: &'static str, about: &'static str, axis: &'static str) -> Scenario {
+    Scenario { name, about, axis: Some(axis), quick: false }
+}
+
+/// Numbers of flows: few, about 60,000, about a million.
+const FLOWS: [u32; 3] = [64, 1 << 16, 1 << 20];
+const SMALL: usize = 64;
+
+/// What there is to choose from.
+pub(crate) struct Choice<'a> {
+    pub(crate) program: &'a Program,
+    pub(crate) quick: bool,
+}
+
+impl Choice<'_> {
+    fn tieline(&self) -> Tieline {
+        Tieline::new(self.program)
+    }
+
+    /// The router that is compared, and what with.
+    fn routers(&self) -> Vec<Box<dyn Subject>> {
+        vec![
+            Box::new(Kernel { rules: None }),
+            Box::new(Kernel { rules: Some(100) }),
+            Box::new(self.tieline()),
+        ]
+    }
+
+    /// Those that pods reach as they do on a node.
+    fn nodes(&self) -> Vec<Box<dyn Subject>> {
+        let node = Tieline { way: Way::Node, ..self.tieline() };
+        vec![
+            Box::new(Kernel { rules: None }),
+            Box::new(Kernel { rules: Some(100) }),
+            Box::new(Tieline { idle: "busy", ..node.clone() }),
+            Box::new(node),
+        ]
+    }
+
+    /// The steps of a scenario.
+    pub(crate) fn steps(&self, scenario: &Scenario) -> Vec<Step> {
+        let name = scenario.name;
+        let step = |subject, load: Load, work| Step {
+            scenario: name,
+            subject,
+            load,
+            work,
+            case: format!("{} flows", count(load.flows)),
+            x: None,
+        };
+        let small = |flows| Load { flows, size: SMALL };
+        let flood = Work::Flood { established: true };
+        let mut steps = Vec::new();
+        match name {
+            "flood" => {
+                let flows = if self.quick { &FLOWS[..2] } else { &FLOWS[..] };
+                for flows in flows {
+                    let mut subjects = self.routers();
+                    subjects.insert(0, Box::new(Wire));
+                    subjects.push(Box::new(Tieline { way: Way::Node, ..self.tieline() }));
+                    let new = |subject| step(subject, small(*flows), flood);
+                    steps.extend(subjects.into_iter().map(new));
+                }
+            }
+            "new-flows" => {
+                for subject in self.routers() {
+                    steps.push(step(subject, small(FLOWS[1]), Work::NewFlows));
+                }
+                for subject in self.routers() {
+                    let work = Work::Flood { established: false };
+                    let one_way = step(subject, small(FLOWS[0]), work);
+                    steps.push(Step { case: "64 flows, one way".to_owned(), ..one_way });
+                }
+            }
+            "rate" => {
+                let mut subjects = self.routers();
+                subjects.push(Box::new(Tieline { idle: "busy", ..self.tieline() }));
+                steps.extend(subjects.into_iter().map(|s| step(s, small(FLOWS[0]), Work::Rate)));
+            }
+            "ping" => {
+                let new = |s| Step { case: "56 bytes".into(), ..step(s, small(1), Work::Ping) };
+                steps.extend(self.nodes().into_iter().map(new));
+            }
+            "tcp" => {
+                let cases = [
+                    ("offload off", Offloads::Off),
+                    ("offload in pods", Offloads::Pods),
+                    ("offload everywhere", Offloads::All),
+                ];
+                for (case, offloads) in if self.quick { &cases[..1] } else { &cases[..] } {
+                    for subject in self.nodes() {
+                        let step = step(subject, small(1), Work::Tcp { offloads: *offloads });
+                        steps.push(Step { case: (*case).to_owned(), ..step });
+                    }
+                }
+            }
+            "ports" => {
+                let base = self.tieline();
+                let of = |mode| Tieline { mode, ..base.clone() };
+                let kinds = [
+                    base.clone(),
+                    Tieline { rules: None, ..base.clone() },
+                    Tieline { way: Way::Node, ..base.clone() },
+                    of("generic"),
+                    of("packet"),
+                ];
+                steps.push(step(Box::new(Kernel { rules: None }), small(FLOWS[0]), flood));
+                for kind in kinds {
+                    steps.push(step(Box::new(kind), small(FLOWS[0]), flood));
+                }
+            }
+            "sizes" => {
+                for size in [64, 128, 256, 512, 1024, 1450] {
+                    for subject in self.routers() {
+                        let step = step(subject, Load { flows: FLOWS[0], size }, flood);
+                        let (case, x) = (format!("{size} bytes"), Some(size as f64));
+                        steps.push(Step { case, x, ..step });
+                    }
+                }
+            }
+            "flows" => {
+                for flows in [1, 64, 1024, 1 << 14, 1 << 16, 1 << 18, 1 << 20] {
+                    for subject in self.routers() {
+                        let x = Some(f64::from(flows));
+                        steps.push(Step { x, ..step(subject, small(flows), flood) });
+                    }
+                }
+            }
+            "rules" => {
+                for rules in [1, 10, 100, 1000, 10_000] {
+                    let kernel = Kernel { rules: Some(rules) };
+                    let tieline = Tieline { rules: Some(rules), ..self.tieline() };
+                    for (line, subject) in [
+                        ("kernel+ct", Box::new(kernel) as Box<dyn Subject>),
+                        ("tieline", Box::new(tieline)),
+                    ] {
+                        let step = step(renamed(line, subject), small(FLOWS[1]), Work::NewFlows);
+                        let (case, x) = (format!("{rules} rules"), Some(f64::from(rules)));
+                        steps.push(Step { case, x, ..step });
+                    }
+                }
+            }
+            "batch" => {
+                for batch in [1, 4, 16, 32, 64, 128, 256] {
+                    let subject = Box::new(Tieline { batch, ..self.tieline() });
+                    let step = step(renamed("tieline", subject), small(FLOWS[0]), flood);
+                    let (case, x) = (format!("batch {batch}"), Some(f64::from(batch)));
+                    steps.push(Step { case, x, ..step });
+                }
+            }
+            "pktgen" => {
+                for subject in self.nodes() {
+                    steps.push(step(subject, small(FLOWS[0]), Work::Pktgen));
+                }
+            }
+            "churn" => steps.push(step(Box::new(self.tieline()), small(FLOWS[1]), Work::Churn)),
+            "interruption" => {
+                let node = Tieline { way: Way::Node, ..self.tieline() };
+                steps.push(step(Box::new(node), small(FLOWS[0]), Work::Interruption));
+            }
+            _ => {}
+        }
+        steps
+    }
+}
+
+/// Why a scenario has no steps.
+pub(crate) fn why_empty(name: &str, cpus: Cpus) -> Option<String> {
+    (name == "workers").then(|| {
+        format!(
+            "a router with more workers needs a device with more queues and more CPUs than this \
+             bed has: CPU {} routes, CPU {} makes the traffic",
+            cpus.router, cpus.traffic
+        )
+    })
+}
+
+/// All subjects of some steps, once each, the baseline first.
+pub(crate) fn subjects(steps: &[Step]) -> Vec<About> {
+    let mut all: Vec<About> = Vec::new();
+    for step in steps {
+        let about = About { name: step.subject.name(), about: step.subject.about() };
+        if !all.iter().any(|known| known.name == about.name) {
+            all.push(about);
+        }
+    }
+    all.sort_by_key(|about| about.name != BASELINE);
+    all
+}
+
+/// Under the name that its line in a sweep has.
+fn renamed(name: &'static str, subject: Box<dyn Subject>) -> Box<dyn Subject> {
+    Box::new(Renamed(name, subject))
+}
+
+struct Renamed(&'static str, Box<dyn Subject>);
+
+impl Subject for Renamed {
+    fn name(&self) -> String {
+        self.0.to_owned()
+    }
+
+    fn about(&self) -> String {
+        self.1.about()
+    }
+
+    fn set_up<'a>(
+        &self,
+        bed: &'a crate::bed::Bed,
+        needs: crate::subject::Needs,
+    ) -> anyhow::Result<Box<dyn crate::subject::Running + 'a>> {
+        self.1.set_up(bed, needs)
+    }
+}
+
+fn count(flows: u32) -> String {
+    match flows {
+        0..1024 => flows.to_string(),
+        1024..1_048_576 => format!("{} Ki", flows / 1024),
+        _ => format!("{} Mi", flows >> 20),
+    }
+}
+
+/// Seconds that some steps take about.
+pub(crate) fn seconds(steps: &[Step], effort: Effort) -> f64 {
+    steps.iter().map(|step| step.work.seconds(effort)).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_scenario_has_steps_or_says_why_not() {
+        let program = Program::find(None);
+        let choice = Choice { program: &program, quick: false };
+        for scenario in &SCENARIOS {
+            let steps = choice.steps(scenario);
+            let reason = why_empty(scenario.name, Cpus { router: 1, traffic: 0 });
+            assert_eq!(steps.is_empty(), reason.is_some(), "{}", scenario.name);
+            assert!(steps.iter().all(|step| step.x.is_some() == scenario.axis.is_some()));
+        }
+    }
+
+    #[test]
+    fn the_quick_run_stays_under_two_minutes() {
+        let program = Program::find(None);
+        let choice = Choice { program: &program, quick: true };
+        let quick = SCENARIOS.iter().filter(|scenario| scenario.quick);
+        let steps: Vec<_> = quick.flat_map(|scenario| choice.steps(scenario)).collect();
+        assert!(seconds(&steps, Effort::QUICK) < 120.0, "{}", seconds(&steps, Effort::QUICK));
+    }
+}

@@ -1,0 +1,223 @@
+//! A subject between generator and sink, and what can be asked of it.
+
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use tieline_dataplane::xsk::device;
+use tieline_dataplane::xsk::generator::Sink;
+use tieline_dataplane::xsk::traffic::{Check, Run, Seen, Sent, Source, SourceConfig};
+use tieline_lab::Netns;
+
+use crate::bed::{Bed, pin};
+use crate::flows::{self, Load};
+use crate::subject::{Entry, Needs, Running, Subject};
+use crate::usage;
+
+/// Packets per second that no generator reaches on this kind of machine: how
+/// many are made ready for a flood.
+const MOST_RATE: f64 = 6e6;
+/// How long stragglers may take at the end of a run.
+const SETTLE: Duration = Duration::from_millis(30);
+/// How long a flood goes before it is measured.
+const RUN_UP: Duration = Duration::from_millis(60);
+/// Packets per second at which flows are made known: slow enough for all.
+const GENTLE: f64 = 50_000.0;
+
+/// A subject that is up, with traffic of one load.
+pub(crate) struct Rig<'a> {
+    bed: &'a Bed,
+    pub(crate) running: Box<dyn Running + 'a>,
+    source: Source,
+    entry: Entry,
+    load: Load,
+}
+
+/// What a run at a rate has shown.
+#[derive(Clone, Debug)]
+pub(crate) struct Trial {
+    pub(crate) sent: Sent,
+    pub(crate) seen: Seen,
+    /// CPU time that the router has used, in seconds.
+    pub(crate) cpu: f64,
+}
+
+impl Trial {
+    /// Packets that did not arrive, as a part of all.
+    pub(crate) fn loss(&self) -> f64 {
+        1.0 - self.seen.received as f64 / self.sent.packets.max(1) as f64
+    }
+}
+
+impl<'a> Rig<'a> {
+    /// Sets a subject up and a generator for it.
+    pub(crate) fn new(bed: &'a Bed, subject: &dyn Subject, load: Load) -> anyhow::Result<Self> {
+        let running = subject.set_up(bed, Needs { flows: load.flows })?;
+        let entry = running.entry();
+        let config = flows::outgoing(load, entry.mac);
+        let source = source(bed, &entry.netns, &entry.device, &config)?;
+        Ok(Self { bed, running, source, entry, load })
+    }
+
+    /// The same subject under another load.
+    pub(crate) fn reload(self, load: Load) -> anyhow::Result<Self> {
+        let config = flows::outgoing(load, self.entry.mac);
+        let source = source(self.bed, &self.entry.netns, &self.entry.device, &config)?;
+        Ok(Self { source, load, ..self })
+    }
+
+    /// Makes every flow known in both directions, so that a firewall takes it
+    /// for established.
+    pub(crate) fn establish(&self) -> anyhow::Result<()> {
+        let flows = u64::from(self.load.flows);
+        let rate = Some(GENTLE.max(self.load.flows as f64));
+        let run = Run { tag: tag(), packets: flows, rate, first_flow: 0, batch: 16 };
+        self.on_traffic_cpu(&self.entry.netns, || self.source.run(&run))?;
+        if !self.running.in_tunnel() {
+            return Ok(());
+        }
+        let back = source(self.bed, &self.bed.sink, "s0", &flows::answers(self.load))?;
+        self.on_traffic_cpu(&self.bed.sink, || back.run(&Run { tag: tag(), ..run }))?;
+        Ok(())
+    }
+
+    /// Packets per second that come out at the far end while as many are put in
+    /// as the generator can; `offered` puts in that many a second instead.
+    pub(crate) fn flood(&self, duration: Duration, offered: Option<f64>) -> anyhow::Result<f64> {
+        self.flood_from(duration, offered, 0)
+    }
+
+    /// The same, beginning with a flow.
+    pub(crate) fn flood_from(
+        &self,
+        duration: Duration,
+        offered: Option<f64>,
+        first_flow: u32,
+    ) -> anyhow::Result<f64> {
+        let sink = self.sink()?;
+        let seconds = (RUN_UP + duration).as_secs_f64() + 0.1;
+        let packets = (offered.unwrap_or(MOST_RATE) * seconds) as u64;
+        let run = Run { tag: tag(), packets, rate: offered, first_flow, batch: 64 };
+        std::thread::scope(|scope| {
+            let traffic =
+                scope.spawn(|| self.on_traffic_cpu(&self.entry.netns, || self.source.run(&run)));
+            let started = Instant::now();
+            while self.source.progress() == 0 && started.elapsed() < Duration::from_secs(2) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            std::thread::sleep(RUN_UP);
+            let (from, frames) = (Instant::now(), sink.frames());
+            std::thread::sleep(duration);
+            let (took, frames) = (from.elapsed(), sink.frames() - frames);
+            self.source.stop();
+            let sent = traffic.join().map_err(|_| anyhow::anyhow!("the generator panicked"))?;
+            sent.context("generator")?;
+            Ok(frames as f64 / took.as_secs_f64())
+        })
+    }
+
+    /// A run at a fixed rate, every packet looked at where it arrives.
+    pub(crate) fn paced(&self, rate: f64, duration: Duration) -> anyhow::Result<Trial> {
+        let tag = tag();
+        let check = self.check()?;
+        check.start(tag);
+        let packets = ((rate * duration.as_secs_f64()) as u64).max(1);
+        // The fewer are handed over together, the closer each is to its time.
+        let run = Run { tag, packets, rate: Some(rate), first_flow: 0, batch: 16 };
+        let used = || usage::of_router(self.bed.cpus.router, self.running.pid());
+        let before = used();
+        let sent = self.on_traffic_cpu(&self.entry.netns, || self.source.run(&run))?;
+        let cpu = (used() - before).as_secs_f64();
+        std::thread::sleep(SETTLE);
+        Ok(Trial { sent, seen: check.seen(), cpu })
+    }
+
+    /// A run at a fixed rate during which something is done to the subject.
+    pub(crate) fn interrupted(
+        &mut self,
+        rate: f64,
+        duration: Duration,
+        act: impl FnOnce(&mut (dyn Running + 'a)) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Trial> {
+        let tag = tag();
+        let check = self.check()?;
+        check.start(tag);
+        let packets = (rate * duration.as_secs_f64()) as u64;
+        let run = Run { tag, packets, rate: Some(rate), first_flow: 0, batch: 16 };
+        let (source, netns, cpu) = (&self.source, &self.entry.netns, self.bed.cpus.traffic);
+        let running = &mut *self.running;
+        let sent = std::thread::scope(|scope| {
+            let traffic = scope.spawn(|| on_cpu(cpu, netns, || source.run(&run)));
+            std::thread::sleep(duration / 5);
+            act(running)?;
+            traffic.join().map_err(|_| anyhow::anyhow!("the generator panicked"))?
+        })?;
+        std::thread::sleep(SETTLE);
+        Ok(Trial { sent, seen: check.seen(), cpu: 0.0 })
+    }
+
+    /// Counts what arrives, without looking at it.
+    pub(crate) fn sink(&self) -> anyhow::Result<Sink> {
+        self.bed.sink.run(|| Sink::attach(device::index("s0")?, true).context("sink on s0"))?
+    }
+
+    fn check(&self) -> anyhow::Result<Check> {
+        let config = flows::arriving(self.load, self.running.in_tunnel());
+        let attach = || Check::attach(device::index("s0")?, true, &config).context("check on s0");
+        self.bed.sink.run(attach)?
+    }
+
+    /// Sends a handful of packets and looks whether they arrive as they should.
+    ///
+    /// # Errors
+    /// They don't: what is measured would be something else.
+    pub(crate) fn verify(&self) -> anyhow::Result<()> {
+        const PACKETS: f64 = 256.0;
+        let trial = self.paced(10_000.0, Duration::from_secs_f64(PACKETS / 10_000.0))?;
+        let Seen { received, corrupt, duplicated, missing, .. } = trial.seen;
+        // The first may go while something else is being set up.
+        ensure!(
+            received as f64 >= PACKETS * 0.95 && corrupt == 0 && duplicated == 0,
+            "of {} packets {received} arrived, {corrupt} were damaged, {duplicated} came twice, \
+             {missing} were passed over: {}",
+            trial.sent.packets,
+            self.running.transcript()
+        );
+        Ok(())
+    }
+
+    fn on_traffic_cpu<T: Send>(
+        &self,
+        netns: &Netns,
+        work: impl FnOnce() -> std::io::Result<T> + Send,
+    ) -> anyhow::Result<T> {
+        on_cpu(self.bed.cpus.traffic, netns, work)
+    }
+}
+
+fn on_cpu<T: Send>(
+    cpu: usize,
+    netns: &Netns,
+    work: impl FnOnce() -> std::io::Result<T> + Send,
+) -> anyhow::Result<T> {
+    let run = || {
+        pin(cpu);
+        work()
+    };
+    Ok(netns.run(run)??)
+}
+
+fn source(bed: &Bed, netns: &Netns, name: &str, config: &SourceConfig) -> anyhow::Result<Source> {
+    let cpu = bed.cpus.traffic;
+    let make = || {
+        pin(cpu);
+        Source::new(device::index(name)?, config).with_context(|| format!("generator on {name}"))
+    };
+    netns.run(make)?
+}
+
+/// Another number for each run.
+fn tag() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}

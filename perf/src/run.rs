@@ -1,0 +1,234 @@
+//! `tieline-perf run`: the steps of the chosen scenarios one after the other.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use clap::Args;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use tieline_lab::Closer;
+
+use crate::bars;
+use crate::bed::{Bed, Cpus, pin};
+use crate::machine::{Machine, load};
+use crate::outcome::{About, Gap, Place, Results, Row, SCHEMA};
+use crate::page;
+use crate::plan::{self, Choice, SCENARIOS, Scenario, Step};
+use crate::priority::First;
+use crate::subject::Program;
+use crate::work::{Effort, measure};
+
+/// What to run and how.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Scenarios, as `list` names them; none: all.
+    scenarios: Vec<String>,
+    /// Fewer and shorter runs of the scenarios that matter most: under two
+    /// minutes for the whole.
+    #[arg(long)]
+    quick: bool,
+    /// Only this subject.
+    #[arg(long)]
+    only: Vec<String>,
+    /// Runs per figure.
+    #[arg(long)]
+    runs: Option<usize>,
+    /// The daemon's program file; without it the one beside this program.
+    #[arg(long)]
+    tieline: Option<PathBuf>,
+    /// Directory for results.json, report.html and report.md.
+    #[arg(long, default_value = "tieline-perf")]
+    out: PathBuf,
+}
+
+/// Prints what there is.
+pub(crate) fn list() -> ExitCode {
+    let program = Program::find(None);
+    for scenario in &SCENARIOS {
+        let quick = if scenario.quick { ", quick" } else { "" };
+        let steps = Choice { program: &program, quick: false }.steps(scenario);
+        let minutes = plan::seconds(&steps, Effort::FULL) / 60.0;
+        println!("{:<13} {} (about {minutes:.0} min{quick})", scenario.name, scenario.about);
+        let names: Vec<String> = plan::subjects(&steps).into_iter().map(|s| s.name).collect();
+        if !names.is_empty() {
+            println!("{:<13} subjects: {}", "", names.join(", "));
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+/// Runs the verb.
+///
+/// # Errors
+/// Wrong use, or the machine can't do it at all. What a single subject can't do
+/// is in the report.
+pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
+    let chosen = chosen(options)?;
+    let cpus = Cpus::choose()?;
+    let first = First::take();
+    let bed = clear_up_on_signals(first)?;
+    pin(cpus.traffic);
+    std::fs::create_dir_all(&options.out)
+        .with_context(|| format!("make {}", options.out.display()))?;
+    let program = Program::find(options.tieline.as_deref());
+    let choice = Choice { program: &program, quick: options.quick };
+    let mut steps: Vec<Step> = chosen.iter().flat_map(|scenario| choice.steps(scenario)).collect();
+    if !options.only.is_empty() {
+        steps.retain(|step| options.only.contains(&step.subject.name()));
+    }
+    let mut results = begin(cpus, &chosen, &steps);
+    for scenario in &chosen {
+        let reason = plan::why_empty(scenario.name, cpus);
+        results.gaps.extend(reason.map(|reason| gap(scenario.name, "all", reason)));
+    }
+    let effort = if options.quick { Effort::QUICK } else { Effort::FULL };
+    let effort = Effort { runs: options.runs.unwrap_or(effort.runs).max(1), ..effort };
+    let mut progress = Progress::new(plan::seconds(&steps, effort), steps.len());
+    for step in &steps {
+        progress.next(step, effort);
+        match take_step(step, effort, cpus, &bed) {
+            Ok(rows) => {
+                rows.iter().for_each(|row| progress.tell(row));
+                results.rows.extend(rows);
+            }
+            Err(error) => {
+                eprintln!("    not measured: {error:#}");
+                let name = step.subject.name();
+                let reason = format!("{}: {error:#}", step.case);
+                results.gaps.push(gap(step.scenario, &name, reason));
+            }
+        }
+    }
+    results.machine.load[1] = load();
+    results.bars = bars::judge(&results);
+    page::write(&results, &options.out)?;
+    print!("{}", page::markdown(&results));
+    println!("\nwritten: {}", options.out.join("report.html").display());
+    let missed = results.bars.iter().any(|bar| !bar.met);
+    Ok(ExitCode::from(u8::from(missed)))
+}
+
+fn chosen(options: &Options) -> anyhow::Result<Vec<&'static Scenario>> {
+    let known = |name: &String| {
+        let found = SCENARIOS.iter().find(|scenario| scenario.name == name);
+        found.with_context(|| format!("no scenario {name}: `tieline-perf list` names them"))
+    };
+    if options.scenarios.is_empty() {
+        let all = SCENARIOS.iter().filter(|scenario| scenario.quick || !options.quick);
+        return Ok(all.collect());
+    }
+    options.scenarios.iter().map(known).collect()
+}
+
+fn begin(cpus: Cpus, chosen: &[&Scenario], steps: &[Step]) -> Results {
+    let about = |scenario: &&Scenario| About {
+        name: scenario.name.to_owned(),
+        about: scenario.about.to_owned(),
+    };
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    Results {
+        schema: SCHEMA,
+        command: format!("tieline-perf {}", arguments.join(" ")),
+        machine: Machine::read(),
+        placement: format!(
+            "CPU {} is the router's alone; generator, sink and this program are on CPU {}. The \
+             hand-over to the router (the copy into an AF_XDP socket's memory; for the kernel the \
+             making of an skb) is done on CPU {1} for every subject; the kernel's forwarding is \
+             taken to CPU {0} by receive packet steering. The far end's drop is on CPU {0} for \
+             every subject. Our processes and ksoftirqd run with the highest niceness.",
+            cpus.router, cpus.traffic
+        ),
+        subjects: plan::subjects(steps),
+        scenarios: chosen.iter().map(about).collect(),
+        rows: Vec::new(),
+        gaps: Vec::new(),
+        bars: Vec::new(),
+    }
+}
+
+fn gap(scenario: &str, subject: &str, reason: String) -> Gap {
+    Gap { scenario: scenario.to_owned(), subject: subject.to_owned(), reason }
+}
+
+/// The lab that has to be closed on a signal.
+type Open = Arc<Mutex<Option<Closer>>>;
+
+fn take_step(step: &Step, effort: Effort, cpus: Cpus, open: &Open) -> anyhow::Result<Vec<Row>> {
+    let bed = Bed::new(cpus)?;
+    *open.lock().unwrap_or_else(PoisonError::into_inner) = Some(bed.lab.closer());
+    let at = Place {
+        scenario: step.scenario.to_owned(),
+        subject: step.subject.name(),
+        case: step.case.clone(),
+        x: step.x,
+    };
+    measure(&bed, &*step.subject, step.load, step.work, effort, &at)
+}
+
+/// Removes the test bed and ends this program when it is told to end.
+fn clear_up_on_signals(first: First) -> anyhow::Result<Open> {
+    let open = Open::default();
+    let at_signal = open.clone();
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("catch signals")?;
+    std::thread::spawn(move || {
+        let Some(signal) = signals.forever().next() else { return };
+        // The bed's owner must not make anything new meanwhile.
+        if let Some(closer) = at_signal.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            closer.close();
+        }
+        drop(first);
+        eprintln!("ended by signal {signal}; everything is removed");
+        std::process::exit(128 + signal);
+    });
+    Ok(open)
+}
+
+/// Tells how far it is.
+struct Progress {
+    started: Instant,
+    total: f64,
+    done: f64,
+    steps: usize,
+    step: usize,
+}
+
+impl Progress {
+    fn new(total: f64, steps: usize) -> Self {
+        Self { started: Instant::now(), total, done: 0.0, steps, step: 0 }
+    }
+
+    fn next(&mut self, step: &Step, effort: Effort) {
+        // What is left goes as fast as what was, once something was.
+        let pace =
+            if self.done > 10.0 { self.started.elapsed().as_secs_f64() / self.done } else { 1.0 };
+        let left = Duration::from_secs_f64((self.total - self.done).max(0.0) * pace);
+        self.step += 1;
+        self.done += step.work.seconds(effort);
+        eprintln!(
+            "[{}/{}, {}:{:02} left] {}: {}, {}",
+            self.step,
+            self.steps,
+            left.as_secs() / 60,
+            left.as_secs() % 60,
+            step.scenario,
+            step.subject.name(),
+            step.case
+        );
+    }
+
+    fn tell(&self, row: &Row) {
+        let value = crate::outcome::human(row.median, &row.unit);
+        eprintln!("    {}: {value} +/- {:.1} %", row.measure, row.spread * 100.0);
+    }
+}
+
+/// Refuses what would fail later.
+pub(crate) fn check_root() -> anyhow::Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        bail!("namespaces and XDP programs need root: run it with sudo");
+    }
+    Ok(())
+}

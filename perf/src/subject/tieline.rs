@@ -1,0 +1,343 @@
+//! The daemon itself: `tieline run` on a directory of manifests.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use tieline_lab::{Process, Signal};
+
+use crate::bed::{Bed, PATIENCE};
+use crate::flows::{self, LOCAL_TUNNEL, REMOTE_TUNNEL, ROUTER_UNDERLAY, SINK_UNDERLAY};
+
+use super::{Entry, Missing, Needs, Running, Subject};
+
+/// The daemon's program file.
+#[derive(Clone, Debug)]
+pub(crate) struct Program(PathBuf);
+
+impl Program {
+    /// The file that is named, or the one beside this program.
+    pub(crate) fn find(named: Option<&Path>) -> Self {
+        let beside = || Some(std::env::current_exe().ok()?.parent()?.join("tieline"));
+        Self(named.map(Path::to_owned).or_else(beside).unwrap_or_else(|| "tieline".into()))
+    }
+
+    fn check(&self) -> Result<(), Missing> {
+        if self.0.is_file() {
+            return Ok(());
+        }
+        let path = self.0.display();
+        Err(Missing(format!(
+            "no daemon at {path}: build it (cargo build --release -p tieline), or name it with \
+             --tieline"
+        )))
+    }
+}
+
+/// How packets come to the daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// Straight into its gateway device: Tieline alone.
+    Gateway,
+    /// From the pods' link, by way of the kernel's routing to the gateway, as on
+    /// a node.
+    Node,
+}
+
+/// The daemon as a router.
+#[derive(Clone, Debug)]
+pub(crate) struct Tieline {
+    pub(crate) program: Program,
+    pub(crate) way: Way,
+    /// Rules of the policy on the pods; `None`: no policy.
+    pub(crate) rules: Option<u32>,
+    /// `underlay.mode`.
+    pub(crate) mode: &'static str,
+    /// `workers.batch`.
+    pub(crate) batch: u32,
+    /// `workers.idle`.
+    pub(crate) idle: &'static str,
+}
+
+impl Tieline {
+    /// With a policy of 100 rules, AF_XDP in the driver, and else as it comes.
+    pub(crate) fn new(program: &Program) -> Self {
+        Self {
+            program: program.clone(),
+            way: Way::Gateway,
+            rules: Some(100),
+            mode: "native-copy",
+            batch: 64,
+            idle: "adaptive",
+        }
+    }
+}
+
+impl Subject for Tieline {
+    fn name(&self) -> String {
+        let mut name = "tieline".to_owned();
+        if self.way == Way::Node {
+            name.push_str("-node");
+        }
+        match self.mode {
+            "native-copy" => {}
+            mode => name = format!("{name}-{mode}"),
+        }
+        if self.idle != "adaptive" {
+            name = format!("{name}-{}", self.idle);
+        }
+        match self.rules {
+            Some(100) => {}
+            Some(rules) => name = format!("{name}+rules{rules}"),
+            None => name.push_str("-no-policy"),
+        }
+        if self.batch != 64 {
+            name = format!("{name}+batch{}", self.batch);
+        }
+        name
+    }
+
+    fn about(&self) -> String {
+        let way = match self.way {
+            Way::Gateway => "packets put into its gateway device",
+            Way::Node => {
+                "packets routed to it by the kernel from the pods' link, as on a node, where veth \
+                 does it: on the sender's CPU"
+            }
+        };
+        let policy = match self.rules {
+            Some(rules) => format!("a policy of {rules} rules on every pod"),
+            None => "no policy".to_owned(),
+        };
+        format!(
+            "the daemon, {} port, idle {}, batches of {}, {policy}; {way}",
+            self.mode, self.idle, self.batch
+        )
+    }
+
+    fn set_up<'a>(&self, bed: &'a Bed, needs: Needs) -> anyhow::Result<Box<dyn Running + 'a>> {
+        self.program.check()?;
+        if self.way == Way::Node {
+            // Steered to the worker's CPU, the kernel's routing would leave the
+            // worker no time.
+            bed.steer("d0", false)?;
+        }
+        let dir = bed.lab.dir().join("clusters");
+        self.write_manifests(&dir)?;
+        let (config, socket) = (dir.join("tieline.toml"), dir.join("tieline.sock"));
+        let entries = (u64::from(needs.flows) * 4).clamp(65_536, 1 << 26);
+        let text = format!(
+            "node = 'local'\n[datastore]\nkind = 'files'\npath = '{}'\n[datastore.remotes]\nremote \
+             = '{}'\n[underlay]\nmode = '{}'\ndevices = ['u0']\n[workers]\ncpus = '{}'\nidle = \
+             '{}'\nbatch = {}\n[flow-table]\nentries = {entries}\n[admin]\nsocket = '{}'\n[log]\n\
+             level = 'warn'\n",
+            dir.join("local").display(),
+            dir.join("remote").display(),
+            self.mode,
+            bed.cpus.router,
+            self.idle,
+            self.batch,
+            socket.display(),
+        );
+        std::fs::write(&config, text).with_context(|| format!("write {}", config.display()))?;
+        let up = Up {
+            process: start(bed, &self.program, &config)?,
+            subject: self.clone(),
+            bed,
+            dir,
+            config,
+            socket,
+        };
+        up.wait_ready()?;
+        Ok(Box::new(up))
+    }
+}
+
+impl Tieline {
+    /// Both clusters as their datastores hold them.
+    fn write_manifests(&self, dir: &Path) -> anyhow::Result<()> {
+        let mut local =
+            cluster("local", flows::LOCAL_VTEP, ROUTER_UNDERLAY, LOCAL_TUNNEL, flows::local_pod);
+        local.push_str(REMOTE);
+        if let Some(rules) = self.rules {
+            local.push_str(&policy(rules));
+        }
+        let remote =
+            cluster("remote", flows::REMOTE_VTEP, SINK_UNDERLAY, REMOTE_TUNNEL, flows::remote_pod);
+        for (name, text) in [("local", local), ("remote", remote)] {
+            let dir = dir.join(name);
+            std::fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
+            let (draft, path) = (dir.join(".all.draft"), dir.join("all.yaml"));
+            std::fs::write(&draft, text).with_context(|| format!("write {}", draft.display()))?;
+            std::fs::rename(&draft, &path).with_context(|| format!("write {}", path.display()))?;
+        }
+        Ok(())
+    }
+}
+
+const REMOTE: &str = "---\napiVersion: projectcalico.org/v3\nkind: RemoteClusterConfiguration\n\
+    metadata: {name: remote}\nspec: {syncOptions: {overlayRoutingMode: Enabled}}\n";
+
+fn cluster(
+    name: &str,
+    mac: [u8; 6],
+    underlay: std::net::Ipv4Addr,
+    block: std::net::Ipv4Addr,
+    pod: impl Fn(u32) -> std::net::Ipv4Addr,
+) -> String {
+    let mut text = format!(
+        "---\napiVersion: v1\nkind: Namespace\nmetadata: {{name: default}}\n---\n\
+         apiVersion: crd.projectcalico.org/v1\nkind: FelixConfiguration\nmetadata: {{name: \
+         default}}\nspec: {{vxlanVNI: {}, vxlanPort: {}, xdpEnabled: false}}\n---\n\
+         apiVersion: crd.projectcalico.org/v1\nkind: IPPool\nmetadata: {{name: {name}}}\nspec: \
+         {{cidr: {block}/24, vxlanMode: Always, ipipMode: Never}}\n---\n\
+         apiVersion: v1\nkind: Node\nmetadata:\n  name: {name}\n  annotations:\n    \
+         projectcalico.org/IPv4Address: {underlay}/24\n    \
+         projectcalico.org/IPv4VXLANTunnelAddr: {block}\n    \
+         projectcalico.org/VXLANTunnelMACAddr: '{}'\n---\n\
+         apiVersion: crd.projectcalico.org/v1\nkind: IPAMBlock\nmetadata: {{name: \
+         {name}}}\nspec: {{cidr: {block}/26, affinity: 'host:{name}'}}\n",
+        flows::VNI,
+        flows::VXLAN_PORT,
+        flows::mac_text(mac),
+    );
+    for number in flows::pods() {
+        let address = pod(number);
+        // Writing to a string never fails.
+        let _ = write!(
+            text,
+            "---\napiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}-{number}\n  namespace: \
+             default\n  labels: {{app: {name}}}\nspec: {{nodeName: {name}}}\nstatus: {{phase: \
+             Running, podIP: {address}, podIPs: [{{ip: {address}}}]}}\n"
+        );
+    }
+    text
+}
+
+/// A policy on the local pods. Every rule but the last few is about ports that
+/// the flows don't use; those let them pass, and pings and TCP.
+fn policy(rules: u32) -> String {
+    let mut text = "---\napiVersion: projectcalico.org/v3\nkind: GlobalNetworkPolicy\nmetadata: \
+                    {name: perf}\nspec:\n  selector: app == 'local'\n  types: [Ingress, Egress]\n  \
+                    ingress:\n  - {action: Allow, source: {selector: app == 'remote'}}\n  egress:\n"
+        .to_owned();
+    for rule in 1..rules {
+        let action = if rule % 2 == 0 { "Allow" } else { "Deny" };
+        let port = 2000 + 3 * rule;
+        let _ = writeln!(
+            text,
+            "  - {{action: {action}, protocol: UDP, destination: {{selector: app == 'remote', \
+             ports: [{port}]}}}}"
+        );
+    }
+    let allowed = flows::PORT;
+    let _ = write!(
+        text,
+        "  - {{action: Allow, protocol: UDP, destination: {{selector: app == 'remote', ports: \
+         [{allowed}]}}}}\n  - {{action: Allow, protocol: TCP, destination: {{selector: app == \
+         'remote'}}}}\n  - {{action: Allow, protocol: ICMP, destination: {{selector: app == \
+         'remote'}}}}\n"
+    );
+    text
+}
+
+fn start(bed: &Bed, program: &Program, config: &Path) -> anyhow::Result<Process> {
+    // This program keeps to the traffic's CPU, and the daemon would inherit that.
+    let cpus = format!("{},{}", bed.cpus.traffic, bed.cpus.router);
+    let mut command = Command::new("taskset");
+    command.args(["--cpu-list", &cpus]).arg(&program.0);
+    command.arg("run").arg("--config").arg(config);
+    Ok(bed.router.spawn("tieline", command)?)
+}
+
+struct Up<'a> {
+    process: Process,
+    subject: Tieline,
+    bed: &'a Bed,
+    dir: PathBuf,
+    config: PathBuf,
+    socket: PathBuf,
+}
+
+impl Up<'_> {
+    fn status(&self) -> Option<serde_json::Value> {
+        let mut command = Command::new(&self.subject.program.0);
+        command.args(["status", "-o", "json", "--socket"]).arg(&self.socket);
+        let output = self.bed.router.output("status", command, PATIENCE).ok()?;
+        serde_json::from_slice(&output.stdout).ok()
+    }
+
+    fn wait_ready(&self) -> anyhow::Result<()> {
+        let start = Instant::now();
+        loop {
+            let status = self.status();
+            if status.as_ref().is_some_and(is_ready) {
+                return Ok(());
+            }
+            if start.elapsed() > PATIENCE || self.process.try_wait()?.is_some() {
+                bail!(
+                    "the daemon does not get ready; status: {}\nlog: {}",
+                    status.unwrap_or_default(),
+                    self.process.transcript()
+                );
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+fn is_ready(status: &serde_json::Value) -> bool {
+    let list = |key: &str| status[key].as_array().map(Vec::as_slice).unwrap_or_default();
+    let errors = list("conditions").iter().any(|condition| condition["severity"] == "error");
+    let resolved = list("vteps").iter().all(|vtep| vtep["resolved"] == true);
+    status["ready"] == true && !list("vteps").is_empty() && resolved && !errors
+}
+
+impl Running for Up<'_> {
+    fn entry(&self) -> Entry {
+        match self.subject.way {
+            Way::Gateway => Entry {
+                netns: self.bed.router.clone(),
+                device: "tieline0".to_owned(),
+                mac: flows::D0,
+            },
+            Way::Node => {
+                Entry { netns: self.bed.generator.clone(), device: "g0".to_owned(), mac: flows::D0 }
+            }
+        }
+    }
+
+    fn pid(&self) -> Option<u32> {
+        Some(self.process.pid())
+    }
+
+    fn change(&self, number: u32) -> anyhow::Result<()> {
+        // Another policy, and the pods' labels as they were.
+        let rules = self.subject.rules.unwrap_or(1) + number % 2;
+        Tieline { rules: Some(rules), ..self.subject.clone() }.write_manifests(&self.dir)
+    }
+
+    fn restart(&mut self) -> anyhow::Result<()> {
+        self.process.signal(Signal::Term)?;
+        self.process.wait(PATIENCE)?;
+        self.process = start(self.bed, &self.subject.program, &self.config)?;
+        self.wait_ready()
+    }
+
+    fn transcript(&self) -> String {
+        let status = self.status().unwrap_or_default();
+        let part = |key: &str| format!("{key}: {}", status[key]);
+        [self.process.transcript(), part("counters"), part("drops"), part("conditions")].join(" ")
+    }
+}
+
+impl Drop for Up<'_> {
+    fn drop(&mut self) {
+        // It takes its devices and routes with it; killed it would leave them to
+        // the next subject.
+        let _ = self.process.signal(Signal::Term);
+        let _ = self.process.wait(PATIENCE);
+    }
+}
