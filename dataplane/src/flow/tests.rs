@@ -287,6 +287,28 @@ mod plain {
         assert!(never_swept > 15.0 && swept < 2.0 * fresh);
     }
 
+    /// One client that takes one port after the other fills a quarter of the
+    /// table: all its flows find a place, whatever the key.
+    #[test]
+    fn ports_in_a_row_do_not_stand_in_heaps() {
+        for seed in 0..1000 {
+            let table =
+                FlowTable::with_hasher(512, Timeouts::default(), FlowHasher::from_seed(seed));
+            for port in 0..128u64 {
+                let key = FlowKey {
+                    low: Addr::from_v4_bytes([10, 0, 0, 1]),
+                    high: Addr::from_v4_bytes([10, 0, 0, 2]),
+                    tuple: (1000 + port) << 48 | 443 << 32 | TCP << 24 | 4096,
+                    fragment: false,
+                };
+                let hash = table.hasher().hash(key.low, key.high, key.tuple);
+                let flow = FlowTuple { key, from_low: true, hash };
+                let lasting = FlowState { replied: true, established: true, ..state(1) };
+                assert!(table.insert(&flow, &lasting, NOW).is_ok(), "seed {seed}, port {port}");
+            }
+        }
+    }
+
     #[test]
     fn what_was_swept_is_vacant_and_what_is_needed_stays() {
         let table = FlowTable::new(1, Timeouts::default());
