@@ -30,6 +30,7 @@ mod priority;
 mod report;
 mod rig;
 mod run;
+mod scale;
 mod subject;
 mod usage;
 mod work;
@@ -52,6 +53,8 @@ enum Verb {
     Compare(compare::Options),
     /// The packet path over frames in memory, one core.
     Pipeline(pipeline::Options),
+    /// What the tables cost as they grow: memory, lookups, publication.
+    Scale(scale::Options),
 }
 
 /// How a result is printed.
@@ -69,6 +72,7 @@ fn main() -> ExitCode {
         Verb::List => Ok(run::list()),
         Verb::Compare(options) => compare::run(&options),
         Verb::Pipeline(options) => Ok(pipeline::run(&options)),
+        Verb::Scale(options) => Ok(scale::run(&options)),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("tieline-perf: {error:#}");
