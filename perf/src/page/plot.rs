@@ -25,6 +25,8 @@ pub(super) struct Point {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Series {
     pub(super) name: String,
+    /// The same in all plots of a page.
+    pub(super) colour: usize,
     /// For bars, `x` is the number of the group.
     pub(super) points: Vec<Point>,
 }
@@ -36,14 +38,14 @@ pub(super) fn bars(unit: &str, groups: &[String], series: &[Series]) -> String {
     let mut body = String::new();
     let mut y = legend(&mut body, series);
     for (number, group) in groups.iter().enumerate() {
-        let members = series.iter().enumerate().filter_map(|(at, series)| {
+        let members = series.iter().filter_map(|series| {
             let point = series.points.iter().find(|point| point.x == number as f64)?;
-            Some((at, series, point))
+            Some((series, point))
         });
         let top = y;
-        for (at, series, point) in members {
+        for (series, point) in members {
             let (length, middle) = (point.value * scale, y + LINE / 2.0);
-            let class = at % COLOURS;
+            let class = series.colour % COLOURS;
             let tip = escape(&format!("{}: {}", series.name, human(point.value, unit)));
             put(
                 &mut body,
@@ -148,8 +150,8 @@ pub(super) fn lines(unit: &str, axis: &str, series: &[Series]) -> String {
         &mut body,
         format_args!("<path class='axis' d='M{LEFT} {top:.1}V{bottom:.1}H{:.1}'/>", WIDTH - 30.0),
     );
-    for (at, series) in series.iter().enumerate() {
-        let class = at % COLOURS;
+    for series in series {
+        let class = series.colour % COLOURS;
         let path: Vec<String> = series
             .points
             .iter()
@@ -194,12 +196,12 @@ fn put(body: &mut String, what: std::fmt::Arguments<'_>) {
 /// Draws the legend and returns where it ends.
 fn legend(body: &mut String, series: &[Series]) -> f64 {
     let (mut x, mut y) = (10.0, 8.0);
-    for (at, series) in series.iter().enumerate() {
+    for series in series {
         let width = legend_width(&series.name);
         if x + width > WIDTH {
             (x, y) = (10.0, y + LINE);
         }
-        let class = at % COLOURS;
+        let class = series.colour % COLOURS;
         put(
             body,
             format_args!(
@@ -282,8 +284,12 @@ mod tests {
     fn what_is_drawn_is_what_there_is() {
         let point = |x, value| Point { x, value, least: value, most: value };
         let series = vec![
-            Series { name: "a<b".into(), points: vec![point(0.0, 1.0), point(1.0, 2.0)] },
-            Series { name: "c".into(), points: vec![point(1.0, 4.0)] },
+            Series {
+                name: "a<b".into(),
+                colour: 0,
+                points: vec![point(0.0, 1.0), point(1.0, 2.0)],
+            },
+            Series { name: "c".into(), colour: 9, points: vec![point(1.0, 4.0)] },
         ];
         let svg = bars("packets/s", &["one".into(), "two".into()], &series);
         // A bar each and a square in the legend each.
