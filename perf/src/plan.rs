@@ -6,7 +6,7 @@
 use crate::bed::{Cpus, Offloads};
 use crate::flows::Load;
 use crate::outcome::{About, BASELINE};
-use crate::subject::{Kernel, Program, Subject, Tieline, Way, Wire};
+use crate::subject::{Inside, Kernel, Program, Sockets, Subject, Tieline, Way, Wire};
 use crate::work::{Effort, Work};
 
 /// One subject under one load.
@@ -175,6 +175,9 @@ impl Choice<'_> {
                 steps.push(step(Box::new(Kernel { rules: None }), small(FLOWS[0]), flood));
                 for kind in kinds {
                     steps.push(step(Box::new(kind), small(FLOWS[0]), flood));
+                }
+                for sockets in [Sockets::Own, Sockets::Afxdp] {
+                    steps.push(step(Box::new(Inside(sockets)), small(FLOWS[0]), flood));
                 }
             }
             "sizes" => {

@@ -14,7 +14,8 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_tieline-perf");
 
 /// A directory of the test's own.
 fn scratch(name: &str) -> PathBuf {
-    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
+    let path =
+        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
     let _ = fs::remove_dir_all(&path);
     path
 }

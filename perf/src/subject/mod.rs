@@ -11,10 +11,12 @@ use tieline_lab::Netns;
 
 use crate::bed::Bed;
 
+mod inside;
 mod kernel;
 mod tieline;
 mod wire;
 
+pub(crate) use inside::{Inside, Sockets};
 pub(crate) use kernel::Kernel;
 pub(crate) use tieline::{Program, Tieline, Way};
 pub(crate) use wire::Wire;
