@@ -146,7 +146,7 @@ impl Scale {
 /// Lines over a logarithmic axis of numbers.
 pub(super) fn lines(unit: &str, axis: &str, series: &[Series]) -> String {
     const HEIGHT: f64 = 260.0;
-    const LEFT: f64 = 90.0;
+    const LEFT: f64 = 110.0;
     let most = largest(series);
     let mut xs: Vec<f64> = series.iter().flat_map(|s| s.points.iter().map(|p| p.x)).collect();
     xs.sort_by(f64::total_cmp);

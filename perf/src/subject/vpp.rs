@@ -1,5 +1,8 @@
 //! VPP with its af_xdp plugin, where it is installed: the command line builds
 //! the same path as the kernel's vxlan device, a stateful ACL on the pods' side.
+//!
+//! Written for VPP 26.10 from its command reference, and not yet run: its packages
+//! come from FD.io only. What it gets wrong shows as a line under "not measured".
 
 use std::path::Path;
 use std::process::Command;
