@@ -149,12 +149,12 @@ impl Election {
         self.not_before = Some(now + RETRY);
     }
 
-    /// Stops to be the writer, whatever the Lease says. The version of a Lease to
-    /// be released, if it is ours.
-    pub fn resign(&mut self) -> Option<String> {
+    /// Stops to be the writer, whatever the Lease says. The Lease to be released,
+    /// if it is ours.
+    pub fn resign(&mut self) -> Option<Record> {
         self.renewed.take()?;
         let (record, _) = self.seen.as_ref()?;
-        record.as_ref().map(|record| record.version.clone())
+        record.clone()
     }
 }
 
@@ -243,9 +243,9 @@ mod tests {
         let (mut server, now) = (Server::default(), Instant::now());
         a.observe(None, now);
         act(&mut a, &mut server, now);
-        let version = a.resign().expect("it was the writer");
+        let record = a.resign().expect("it was the writer");
         assert!(!a.holds(now));
-        server.put(Some(&version), "", 0);
+        server.put(Some(&record.version), "", record.transitions);
         b.observe(server.0.clone(), now);
         act(&mut b, &mut server, now);
         assert!(b.holds(now));

@@ -19,6 +19,8 @@
 //! object   sets and pools as objects of the API
 //! api      the requests, and what their failures mean
 //! owned    our objects as the API has them
+//! follow   the watches
+//! carry    the writes
 //! writer   puts all of it together
 //! uninstall  removes all of it
 //! report   what becomes of remote clusters, on their configurations
@@ -32,7 +34,9 @@ use crate::policy::api::{PolicyKind, PolicyObject, PolicyObjects};
 use crate::state::{ClusterId, Identity, IdentityKind};
 
 mod api;
+mod carry;
 pub mod checks;
+mod follow;
 pub mod group;
 mod labels;
 pub mod lease;

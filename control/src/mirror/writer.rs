@@ -5,7 +5,6 @@
 //! requests are short and one after the other; between two of them the lease is
 //! looked at.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,15 +17,16 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
-use super::api::{self, Failure, LEASE, Requests};
+use super::api::{Failure, LEASE, Requests};
+use super::follow::{follow_lease, follow_objects};
 use super::group::Grouper;
 use super::lease::{Election, Record, Step};
-use super::object::{self, OWNER, Storage, Written};
+use super::object::{OWNER, Storage, Written};
 use super::owned::Owned;
-use super::pace::{Pace, SAME_SET};
+use super::pace::Pace;
 use super::pools::Pool;
 use super::report::Reporter;
-use super::sets::{Plan, Set, Write};
+use super::sets::Set;
 use super::status::MirrorStatus;
 use super::wanted::{Asked, Input, Modes, Wanted, work_out};
 use super::{checks, tell};
@@ -35,8 +35,6 @@ use super::{checks, tell};
 const GATHER: Duration = Duration::from_millis(50);
 /// When to look again for what is not there, or not allowed.
 pub(super) const LOOK_AGAIN: Duration = Duration::from_secs(30);
-/// Writes between two looks at everything else.
-const SLICE: usize = 16;
 /// Longest wait after failures of the API.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
@@ -89,7 +87,7 @@ impl Mirror {
 }
 
 /// What watches tell.
-enum Event {
+pub(super) enum Event {
     Lease(Option<Record>),
     Object(Written, Box<watcher::Event<DynamicObject>>),
     Failed(&'static str, Failure),
@@ -97,14 +95,14 @@ enum Event {
 
 /// An object that can't be written for now.
 pub(super) struct Held {
-    until: Instant,
-    times: u32,
+    pub(super) until: Instant,
+    pub(super) times: u32,
     /// Why, unless it will do by itself.
     pub(super) reason: Option<Failure>,
 }
 
 pub(super) struct Task {
-    requests: Requests,
+    pub(super) requests: Requests,
     modes: watch::Receiver<Modes>,
     input: watch::Receiver<Option<Input>>,
     told: watch::Sender<Arc<MirrorStatus>>,
@@ -135,11 +133,11 @@ pub(super) struct Leading {
     asked: Asked,
     /// When what is wanted is to be worked out again.
     due: Option<Instant>,
-    pace: Pace,
-    failures: u32,
+    pub(super) pace: Pace,
+    pub(super) failures: u32,
     pub(super) held: HashMap<(Written, String), Held>,
-    written: HashMap<String, Instant>,
-    differs_since: HashMap<String, Instant>,
+    pub(super) written: HashMap<String, Instant>,
+    pub(super) differs_since: HashMap<String, Instant>,
     pub(super) waiting: usize,
     reporter: Reporter,
 }
@@ -232,8 +230,7 @@ impl Task {
         }
         self.lease_watch.abort();
         self.leading = None;
-        if let Some(version) = self.election.resign() {
-            let transitions = 0;
+        if let Some(Record { transitions, version, .. }) = self.election.resign() {
             let released = self.requests.write_lease("", transitions, Some(&version)).await;
             if let Err(failure) = released {
                 warn!(%failure, "the lease is not released; another daemon waits until it ends");
@@ -425,198 +422,10 @@ impl Task {
         leading.held.retain(|_, held| held.until > now);
         leading.wanted = Some(wanted);
     }
-
-    async fn write_sets(&mut self) -> Option<Instant> {
-        let leading = self.leading.as_mut()?;
-        let storage = leading.storage?;
-        let wanted = leading.wanted.take()?;
-        // What the API refuses must not keep addresses in other sets.
-        let refused = leading.held.iter().filter(|(_, held)| held.reason.is_some());
-        let refused: BTreeSet<&str> = refused.map(|((_, name), _)| name.as_str()).collect();
-        let possible = (!refused.is_empty()).then(|| {
-            let all = wanted.sets.iter().filter(|(name, _)| !refused.contains(name.as_str()));
-            all.map(|(name, set)| (name.clone(), set.clone())).collect()
-        });
-        let mut plan = Plan::new(leading.sets.present(), possible.as_ref().unwrap_or(&wanted.sets));
-        let now = Instant::now();
-        let names: BTreeSet<String> = plan.differing().into_iter().map(str::to_owned).collect();
-        leading.differs_since.retain(|name, _| names.contains(name));
-        let refused_count = refused.len();
-        let mut order: Vec<(Instant, String)> = names
-            .into_iter()
-            .map(|name| (*leading.differs_since.entry(name.clone()).or_insert(now), name))
-            .collect();
-        order.sort();
-        leading.written.retain(|_, at| *at + SAME_SET > now);
-        let resource = storage.resource(Written::Set.kind());
-        let mut wake: Option<Instant> = None;
-        let mut wake_at = |at: Instant| wake = Some(wake.map_or(at, |other| other.min(at)));
-        let mut made = 0;
-        for (_, name) in &order {
-            let now = Instant::now();
-            if made == SLICE || !self.election.holds(now) {
-                wake_at(now);
-                break;
-            }
-            let leading = self.leading.as_mut()?;
-            let held = leading.held.get(&(Written::Set, name.clone())).map(|held| held.until);
-            let again = leading.written.get(name).map(|at| *at + SAME_SET);
-            if let Some(at) = held.max(again).filter(|at| *at > now) {
-                wake_at(at);
-                continue;
-            }
-            let Some(write) = plan.next(name) else { continue };
-            if let Err(at) = leading.pace.ready(now) {
-                wake_at(at);
-                break;
-            }
-            let seen = leading.sets.seen(name).cloned();
-            let outcome = match (&write, &seen) {
-                (Write::Put(set), seen) => {
-                    let body = object::set(storage, name, set);
-                    let put = self.requests.apply(&resource, name, body, seen.as_ref()).await;
-                    put.map(Some)
-                }
-                (Write::Delete, Some(seen)) => {
-                    self.requests.delete(&resource, name, seen).await.map(|()| None)
-                }
-                (Write::Delete, None) => continue,
-            };
-            made += 1;
-            if self.concluded(Written::Set, name, storage, outcome).await {
-                plan.done(name, &write);
-            } else {
-                wake_at(Instant::now());
-                break;
-            }
-        }
-        let leading = self.leading.as_mut()?;
-        leading.waiting = plan.differing().len() + refused_count;
-        leading.wanted = Some(wanted);
-        wake
-    }
-
-    async fn write_pools(&mut self) -> Option<Instant> {
-        let leading = self.leading.as_ref()?;
-        let storage = leading.storage?;
-        let resource = storage.resource(Written::Pool.kind());
-        let wanted = &leading.wanted.as_ref()?.pools;
-        let present = &leading.pools.objects;
-        let puts = wanted.iter().filter(|(name, pool)| {
-            present.get(*name).is_none_or(|(_, there)| there.as_ref() != Ok(*pool))
-        });
-        let puts = puts.map(|(name, pool)| (name.clone(), Some(pool.clone())));
-        // Never the last one that covers a range before its successor is there.
-        let gone = present.keys().filter(|name| !wanted.contains_key(*name));
-        let due: Vec<_> = puts.chain(gone.map(|name| (name.clone(), None))).collect();
-        let mut wake = None;
-        for (name, pool) in due {
-            let now = Instant::now();
-            let leading = self.leading.as_mut()?;
-            let held = leading.held.get(&(Written::Pool, name.clone())).map(|held| held.until);
-            if let Some(until) = held.filter(|until| *until > now) {
-                wake = Some(wake.map_or(until, |other: Instant| other.min(until)));
-                continue;
-            }
-            if let Err(at) = leading.pace.ready(now) {
-                return Some(at);
-            }
-            if !self.election.holds(now) {
-                return Some(now);
-            }
-            let seen = leading.pools.seen(&name).cloned();
-            let outcome = match (&pool, &seen) {
-                (Some(pool), seen) => {
-                    let body = object::pool(storage, &name, pool);
-                    self.requests.apply(&resource, &name, body, seen.as_ref()).await.map(Some)
-                }
-                (None, Some(seen)) => {
-                    self.requests.delete(&resource, &name, seen).await.map(|()| None)
-                }
-                (None, None) => continue,
-            };
-            if !self.concluded(Written::Pool, &name, storage, outcome).await {
-                return Some(Instant::now());
-            }
-        }
-        wake
-    }
-
-    /// Takes in what has become of a write; whether it was carried out.
-    async fn concluded(
-        &mut self,
-        kind: Written,
-        name: &str,
-        storage: Storage,
-        outcome: Result<Option<DynamicObject>, Failure>,
-    ) -> bool {
-        let now = Instant::now();
-        let Some(leading) = &mut self.leading else { return false };
-        let failure = match outcome {
-            Ok(written) => {
-                leading.pace.spend(written.is_none(), now);
-                leading.failures = 0;
-                leading.held.remove(&(kind, name.to_owned()));
-                leading.written.insert(name.to_owned(), now);
-                match (kind, written) {
-                    (Written::Set, Some(object)) => leading.sets.take(storage, &object),
-                    (Written::Pool, Some(object)) => leading.pools.take(storage, &object),
-                    (Written::Set, None) => leading.sets.deleted(name),
-                    (Written::Pool, None) => leading.pools.deleted(name),
-                }
-                self.writes += 1;
-                self.last_write = Some(api::now());
-                if matches!(self.failure, Some(("write", _))) {
-                    self.failure = None;
-                }
-                return true;
-            }
-            Err(failure) => failure,
-        };
-        warn!(object = name, %failure, "{} is not written", kind.kind());
-        let held = |times: u32, reason| {
-            let longest = Duration::from_secs(300);
-            let until = now + Duration::from_secs(1 << times.min(9)).min(longest);
-            Held { until, times: times + 1, reason }
-        };
-        let key = (kind, name.to_owned());
-        let times = leading.held.get(&key).map_or(0, |held| held.times);
-        match failure {
-            Failure::Changed => {
-                let present = self.requests.get(&storage.resource(kind.kind()), name).await;
-                match (kind, present) {
-                    (Written::Set, Ok(Some(object))) => leading.sets.take(storage, &object),
-                    (Written::Pool, Ok(Some(object))) => leading.pools.take(storage, &object),
-                    (Written::Set, Ok(None)) => leading.sets.deleted(name),
-                    (Written::Pool, Ok(None)) => leading.pools.deleted(name),
-                    (_, Err(_)) => {}
-                }
-                leading.held.insert(key, held(times, None));
-            }
-            Failure::Foreign | Failure::Refused(_) => {
-                leading.held.insert(key, held(times + 4, Some(failure)));
-            }
-            Failure::Busy(patience) => {
-                leading.pace.hold_until(now + patience);
-                self.failure = Some(("write", failure));
-            }
-            Failure::NotFound(_) => {
-                // The kind itself is gone, or the object was deleted just now.
-                leading.sets.deleted(name);
-                leading.held.insert(key, held(times, None));
-            }
-            Failure::Forbidden(_) | Failure::Unreachable(_) => {
-                leading.pace.hold_until(now + wait(leading.failures));
-                leading.failures += 1;
-                self.failure = Some(("write", failure));
-            }
-        }
-        false
-    }
 }
 
 /// How long to wait after so many failures.
-fn wait(failures: u32) -> Duration {
+pub(super) fn wait(failures: u32) -> Duration {
     let wait = Duration::from_millis(500 << failures.min(6)).min(LONGEST_WAIT);
     wait.mul_f64(0.75 + f64::from(subsecond() % 1000) / 2000.0)
 }
@@ -625,69 +434,4 @@ fn wait(failures: u32) -> Duration {
 fn subsecond() -> u32 {
     let now = std::time::SystemTime::now();
     now.duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.subsec_nanos())
-}
-
-type Stream = futures::stream::BoxStream<'static, watcher::Result<watcher::Event<DynamicObject>>>;
-
-async fn follow_lease(mut stream: Stream, sender: mpsc::Sender<Event>) {
-    let (mut failures, mut found) = (0, false);
-    while let Some(event) = stream.next().await {
-        let event = match event {
-            Ok(watcher::Event::Init) => {
-                found = false;
-                continue;
-            }
-            Ok(watcher::Event::InitDone) if found => continue,
-            Ok(watcher::Event::InitDone | watcher::Event::Delete(_)) => Event::Lease(None),
-            Ok(watcher::Event::InitApply(lease) | watcher::Event::Apply(lease)) => {
-                found = true;
-                Event::Lease(Some(api::record(&lease)))
-            }
-            Err(error) => {
-                failures = failed("lease", error, failures, &sender).await;
-                continue;
-            }
-        };
-        failures = 0;
-        if sender.send(event).await.is_err() {
-            return;
-        }
-    }
-}
-
-async fn follow_objects(kind: Written, mut stream: Stream, sender: mpsc::Sender<Event>) {
-    let mut failures = 0;
-    while let Some(event) = stream.next().await {
-        match event {
-            Ok(event) => {
-                if !matches!(event, watcher::Event::Init) {
-                    failures = 0;
-                }
-                if sender.send(Event::Object(kind, Box::new(event))).await.is_err() {
-                    return;
-                }
-            }
-            Err(error) => failures = failed("watch", error, failures, &sender).await,
-        }
-    }
-}
-
-/// Tells of a watch's failure and waits; the number of failures.
-async fn failed(
-    what: &'static str,
-    error: watcher::Error,
-    failures: u32,
-    sender: &mpsc::Sender<Event>,
-) -> u32 {
-    let failure = match error {
-        watcher::Error::InitialListFailed(error)
-        | watcher::Error::WatchStartFailed(error)
-        | watcher::Error::WatchFailed(error) => error.into(),
-        // A watch that is too old is begun anew; nothing is wrong.
-        watcher::Error::WatchError(status) if status.code == 410 => return failures,
-        other => Failure::Unreachable(other.to_string()),
-    };
-    let _ = sender.send(Event::Failed(what, failure)).await;
-    tokio::time::sleep(wait(failures)).await;
-    failures + 1
 }
