@@ -137,6 +137,26 @@ fn datastore(datastore: &Datastore, found: &mut Found) {
         }
         earlier.push((name, path));
     }
+    if let Some(path) = &datastore.kubeconfig {
+        found.absolute(KeyPath::new("datastore.kubeconfig"), path);
+    }
+    if let Some(group) = &datastore.rcc_group {
+        let valid = group.split_once('/').is_some_and(|(group, version)| {
+            is_subdomain(group) && is_subdomain(version) && !version.contains('.')
+        });
+        if !valid {
+            let message = format!("{group:?} is no API group with a version");
+            found.add(
+                KeyPath::new("datastore.rcc-group"),
+                message,
+                "write such as projectcalico.org/v3",
+            );
+        }
+    }
+    let seconds = datastore.answer_timeout_seconds;
+    found.range("datastore.answer-timeout-seconds", seconds, 1..=300);
+    let seconds = datastore.silence_timeout_seconds;
+    found.range("datastore.silence-timeout-seconds", seconds, 5..=3600);
 }
 
 fn underlay(underlay: &Underlay, found: &mut Found) {

@@ -49,15 +49,38 @@ section! {
 section! {
     /// Where clusters are read from.
     Datastore {
-        /// Kind of datastore: "files", directories of Kubernetes and Calico manifests.
+        /// Kind of datastore: "files", directories of Kubernetes and Calico manifests; or
+        /// "kubernetes", the clusters' API servers.
         restart kind: DatastoreKind = DatastoreKind::Files,
-        /// Directory with the manifests of the local cluster. An absolute path.
+        /// With "files": directory with the manifests of the local cluster. An absolute path.
         restart path: PathBuf = PathBuf::from("/etc/tieline/clusters/local"),
-        /// Directories with the manifests of remote clusters, each under the name of the
-        /// RemoteClusterConfiguration that joins it. Absolute paths. A RemoteClusterConfiguration
-        /// without an entry here is reported as incomplete. Default: none.
+        /// With "files": directories with the manifests of remote clusters, each under the name
+        /// of the RemoteClusterConfiguration that joins it. Absolute paths. A
+        /// RemoteClusterConfiguration without an entry here is reported as incomplete. Default:
+        /// none.
         live remotes: BTreeMap<String, PathBuf> = BTreeMap::new()
             => "{ db = \"/etc/tieline/clusters/db\" }",
+        /// With "kubernetes": kubeconfig file for the local cluster's API server. An absolute
+        /// path. Default: the pod's service account.
+        restart kubeconfig: Option<PathBuf> = None => "\"/etc/tieline/kubeconfig\"",
+        /// With "kubernetes": API group that the local cluster's Calico objects are read from,
+        /// "crd.projectcalico.org" or "projectcalico.org"; or "auto", the one that Calico stores
+        /// them in. Remote clusters' is always found out.
+        restart calico_group: CalicoGroup = CalicoGroup::Auto,
+        /// With "kubernetes": API group and version of RemoteClusterConfigurations. Default: the
+        /// group of the other Calico objects if it has the kind, else the other one of Calico's
+        /// two groups.
+        restart rcc_group: Option<String> = None => "\"projectcalico.org/v3\"",
+        /// With "kubernetes": whether kubeconfigs of remote clusters may have programs run on
+        /// this node to get credentials (exec and auth-provider). Whoever may write the Secret of
+        /// a RemoteClusterConfiguration then chooses what is run, with the daemon's rights.
+        restart exec_plugins: bool = false,
+        /// With "kubernetes": seconds that an API server may take to answer, 1 to 300.
+        restart answer_timeout_seconds: u32 = 10,
+        /// With "kubernetes": seconds of silence after which an API server is asked whether it
+        /// still answers, 5 to 3600. Contact with one that hangs is lost after this and the
+        /// former time together.
+        restart silence_timeout_seconds: u32 = 30,
     }
 }
 
@@ -67,6 +90,22 @@ section! {
 pub enum DatastoreKind {
     /// Directories of manifests on disk.
     Files,
+    /// API servers.
+    Kubernetes,
+}
+
+/// Which API group Calico's objects are read from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CalicoGroup {
+    /// The one that Calico stores them in.
+    #[serde(rename = "auto")]
+    Auto,
+    /// The older one.
+    #[serde(rename = "crd.projectcalico.org")]
+    Storage,
+    /// The newer one.
+    #[serde(rename = "projectcalico.org")]
+    Native,
 }
 
 section! {

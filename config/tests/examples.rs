@@ -18,7 +18,7 @@ fn every_example_loads() {
         seen.push(path.file_name().unwrap().to_str().unwrap().to_owned());
     }
     seen.sort();
-    assert_eq!(seen, ["federation.toml", "minimal.toml", "reference.toml"]);
+    assert_eq!(seen, ["federation.toml", "kubernetes.toml", "minimal.toml", "reference.toml"]);
 }
 
 /// The reference is written by the schema. After a change of the schema:

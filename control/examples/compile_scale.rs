@@ -132,6 +132,7 @@ fn policy_set(shape: Shape, count: u32) -> PolicySet {
         not_protocol: None,
         icmp: None,
         not_icmp: None,
+        origin: 0,
         source: Entity { selector: Some(source), ..Entity::default() },
         destination: Entity { ports: vec![port], ..Entity::default() },
     };

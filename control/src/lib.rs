@@ -26,6 +26,7 @@ pub mod cluster;
 pub mod derive;
 pub mod federation;
 pub mod link;
+pub mod map;
 pub mod policy;
 pub mod publish;
 pub mod resolve;

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use tieline_dataplane::addr::Prefix;
 use tieline_dataplane::wire::{MacAddr, Vni};
 
+use crate::map::Map;
 use crate::policy::api::PolicyObjects;
 
 /// Labels by key; sorted, so that equal sets are equal values.
@@ -181,15 +182,58 @@ pub enum RouteSource {
     WorkloadIps,
 }
 
-/// A RemoteClusterConfiguration as far as it is the same for every source of
-/// clusters.
+/// A RemoteClusterConfiguration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RemoteClusterConfiguration {
     /// `spec.syncOptions.overlayRoutingMode` is `Enabled`.
     pub overlay: bool,
-    /// `spec.clusterAccessSecret`, which names the access of a Kubernetes
-    /// remote; unused by the files source.
-    pub access_secret: Option<ObjectName>,
+    /// How the cluster is reached; unused where clusters are read from files.
+    pub access: RemoteAccess,
+}
+
+/// How a RemoteClusterConfiguration says that its cluster is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RemoteAccess {
+    /// It does not say.
+    Unsaid,
+    /// `spec.clusterAccessSecret`.
+    Secret(ObjectName),
+    /// By its own fields, with `spec.datastoreType: kubernetes`.
+    Inline(Arc<InlineAccess>),
+    /// `spec.datastoreType: etcdv3`.
+    Etcd,
+}
+
+/// A RemoteClusterConfiguration's own fields for access to a Kubernetes API;
+/// empty ones count as missing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct InlineAccess {
+    /// `spec.kubeconfig`, a path.
+    pub kubeconfig: Option<String>,
+    /// `spec.kubeconfigInline`; goes before all others.
+    pub kubeconfig_inline: Option<Sensitive>,
+    /// `spec.k8sAPIEndpoint`, a URL.
+    pub endpoint: Option<String>,
+    /// `spec.k8sAPIToken`.
+    pub token: Option<Sensitive>,
+    /// `spec.k8sCAFile`, a path.
+    pub ca_file: Option<String>,
+    /// `spec.k8sCertFile`, a path.
+    pub cert_file: Option<String>,
+    /// `spec.k8sKeyFile`, a path.
+    pub key_file: Option<String>,
+    /// `spec.k8sInsecureSkipTLSVerify`.
+    pub insecure: bool,
+}
+
+/// A text that is not for logs.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Sensitive(pub String);
+
+impl std::fmt::Debug for Sensitive {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("(not shown)")
+    }
 }
 
 /// The objects of one cluster.
@@ -198,23 +242,23 @@ pub struct ClusterObjects {
     /// Identity of the cluster: UID of its `kube-system` namespace, when known.
     pub uid: Option<String>,
     /// Namespaces' labels.
-    pub namespaces: BTreeMap<String, Arc<Labels>>,
+    pub namespaces: Map<String, Arc<Labels>>,
     /// Service accounts' labels.
-    pub service_accounts: BTreeMap<ObjectName, Arc<Labels>>,
+    pub service_accounts: Map<ObjectName, Arc<Labels>>,
     /// Pods that have an identity.
-    pub pods: BTreeMap<ObjectName, Arc<Pod>>,
+    pub pods: Map<ObjectName, Arc<Pod>>,
     /// Host endpoints.
-    pub host_endpoints: BTreeMap<String, Arc<HostEndpoint>>,
+    pub host_endpoints: Map<String, Arc<HostEndpoint>>,
     /// Nodes.
-    pub nodes: BTreeMap<String, Arc<Node>>,
+    pub nodes: Map<String, Arc<Node>>,
     /// Address pools.
-    pub pools: BTreeMap<String, Arc<IpPool>>,
+    pub pools: Map<String, Arc<IpPool>>,
     /// Address blocks.
-    pub blocks: BTreeMap<String, Arc<IpamBlock>>,
+    pub blocks: Map<String, Arc<IpamBlock>>,
     /// Felix's configuration, by object name.
-    pub felix: BTreeMap<String, Arc<FelixConfiguration>>,
+    pub felix: Map<String, Arc<FelixConfiguration>>,
     /// Remote clusters that this cluster names.
-    pub remotes: BTreeMap<String, Arc<RemoteClusterConfiguration>>,
+    pub remotes: Map<String, Arc<RemoteClusterConfiguration>>,
     /// Policies, tiers, network sets and what else only policy reads.
     pub policy: PolicyObjects,
 }

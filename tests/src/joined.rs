@@ -62,12 +62,14 @@ pub struct Setup {
     pub pod_mtu: usize,
     /// How the daemon exchanges packets (`underlay.mode`).
     pub mode: &'static str,
+    /// Pods on each node.
+    pub pods: usize,
 }
 
 impl Setup {
     /// Calico's VNI and port, and pods that know the tunnel's MTU.
     pub fn new(outer: Outer) -> Self {
-        Self { outer, vni: 4096, port: 4789, pod_mtu: outer.mtu(), mode: "auto" }
+        Self { outer, vni: 4096, port: 4789, pod_mtu: outer.mtu(), mode: "auto", pods: 1 }
     }
 }
 
@@ -82,9 +84,9 @@ pub struct Joined {
     pub underlay: Underlay,
     /// The segment of our nodes.
     pub segment: Segment,
-    /// Our cluster: one pod on each node; the daemon is for the first.
+    /// Our cluster; the daemon is for the first node.
     pub ours: Cluster,
-    /// The other cluster: one node with one pod.
+    /// The other cluster: one node.
     pub theirs: Cluster,
 }
 
@@ -122,6 +124,7 @@ impl Joined {
             pod_mtu: setup.pod_mtu as u32,
             nodes,
         };
+        let node = |name, segment, pod: &str| node(name, segment, pod, setup.pods);
         let nodes = our_nodes.iter().map(|name| node(name, near, &format!("on-{name}")));
         let ours = cluster("ours", 1, nodes.collect());
         let ours = Cluster::new(&lab, &mut underlay, &ours).unwrap();
@@ -149,12 +152,12 @@ impl Joined {
         &self.theirs.nodes[0]
     }
 
-    /// The pod on our node.
+    /// The first pod on our node.
     pub fn client(&self) -> &Pod {
         &self.our_node().pods[0]
     }
 
-    /// The pod on their node.
+    /// The first pod on their node.
     pub fn server(&self) -> &Pod {
         &self.their_node().pods[0]
     }
@@ -280,9 +283,13 @@ impl Joined {
 const REMOTE: &str = "apiVersion: crd.projectcalico.org/v1\nkind: RemoteClusterConfiguration\n\
     metadata:\n  name: theirs\nspec: {syncOptions: {overlayRoutingMode: Enabled}}\n";
 
-fn node(name: &str, segment: Segment, pod: &str) -> NodeSpec {
-    let pod = PodSpec { namespace: "default".to_owned(), name: pod.to_owned() };
-    NodeSpec { name: name.to_owned(), segment, pods: vec![pod] }
+/// Its pods are called `POD`, `POD-2` and so on.
+fn node(name: &str, segment: Segment, pod: &str, pods: usize) -> NodeSpec {
+    let pods = (1..=pods).map(|number| {
+        let name = if number == 1 { pod.to_owned() } else { format!("{pod}-{number}") };
+        PodSpec { namespace: "default".to_owned(), name }
+    });
+    NodeSpec { name: name.to_owned(), segment, pods: pods.collect() }
 }
 
 /// The underlay address of a node.
@@ -330,6 +337,17 @@ impl Daemon {
         command.args(["status", "-o", "json", "--socket"]).arg(&self.socket);
         let output = self.netns.output("status", command, PATIENCE).ok()?;
         serde_json::from_slice(&output.stdout).ok()
+    }
+
+    /// What `tieline explain -o json` answers to JSON lines in a file, line by
+    /// line.
+    pub fn explain(&self, queries: &Path) -> Vec<serde_json::Value> {
+        let mut command = Command::new(tieline());
+        command.args(["explain", "-o", "json", "--socket"]).arg(&self.socket);
+        command.arg("--queries").arg(queries);
+        let output = self.netns.output("explain", command, PATIENCE).unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
     /// Waits until the daemon is ready, knows the way to every tunnel end and

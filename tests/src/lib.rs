@@ -2,4 +2,7 @@
 #![forbid(unsafe_code)]
 pub mod guest;
 pub mod joined;
+pub mod kube;
 pub mod oracle;
+pub mod random;
+pub mod reference;

@@ -11,10 +11,14 @@ fn config_folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../config")
 }
 
+fn read(manifests: &str) -> Vec<Value> {
+    let text = fs::read_to_string(config_folder().join("manifests").join(manifests)).unwrap();
+    serde_saphyr::from_multiple(&text).unwrap()
+}
+
 /// The objects of the files datastore's manifests.
 fn objects() -> Vec<Value> {
-    let text = fs::read_to_string(config_folder().join("manifests/files.yaml")).unwrap();
-    serde_saphyr::from_multiple(&text).unwrap()
+    read("files.yaml")
 }
 
 fn object(kind: &str) -> Value {
@@ -145,4 +149,35 @@ fn the_image_is_of_this_version_and_starts_as_the_manifest_does() {
     assert!(containerfile.contains(&format!("CMD {args}\n")), "{args}");
     let toolchain = format!("rust:{}-", env!("CARGO_PKG_RUST_VERSION"));
     assert!(containerfile.contains(&toolchain), "{toolchain}");
+}
+
+/// The daemon runs alike with either datastore, but for where clusters are read
+/// from. Rights are tried out on a real API server: `kube_manifests.rs`.
+#[test]
+fn with_the_kubernetes_datastore_only_what_is_read_differs() {
+    let kubernetes = read("kubernetes.yaml");
+    let find = |kind: &str| kubernetes.iter().find(|object| object["kind"] == kind).unwrap();
+    let mut expected = object("DaemonSet");
+    let pod = &mut expected["spec"]["template"]["spec"];
+    let other = |item: &Value| !item["name"].as_str().unwrap().starts_with("cluster-");
+    pod["volumes"].as_array_mut().unwrap().retain(other);
+    pod["containers"][0]["volumeMounts"].as_array_mut().unwrap().retain(other);
+    assert_eq!(find("DaemonSet"), &expected);
+    assert_eq!(find("Namespace"), &object("Namespace"));
+    let config = find("ConfigMap")["data"]["config.toml"].as_str().unwrap();
+    assert!(config.contains("[datastore]\nkind = \"kubernetes\"\n"), "{config}");
+
+    // Its account is the one that has the rights, whatever namespace they are for.
+    let account = serde_json::json!({
+        "kind": "ServiceAccount", "name": find("ServiceAccount")["metadata"]["name"],
+        "namespace": find("Namespace")["metadata"]["name"],
+    });
+    let all = kubernetes.iter().cloned().chain(read("secret-access.yaml"));
+    let bindings: Vec<Value> =
+        all.filter(|object| object["kind"].as_str().unwrap().ends_with("Binding")).collect();
+    assert_eq!(bindings.len(), 3);
+    for binding in bindings {
+        assert_eq!(binding["subjects"], serde_json::json!([account]), "{binding}");
+        assert_eq!(binding["roleRef"]["name"], binding["metadata"]["name"]);
+    }
 }

@@ -40,7 +40,7 @@ enum Command {
     /// Show what the daemon of this node is doing
     Status(status::StatusArgs),
     /// Say why a connection is allowed or denied
-    Explain(explain::ExplainArgs),
+    Explain(Box<explain::ExplainArgs>),
 }
 
 /// How a result is printed.

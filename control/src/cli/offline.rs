@@ -57,7 +57,7 @@ async fn first(federation: &mut Federation) -> anyhow::Result<Arc<crate::state::
             _ => {}
         }
         if let Some(error) = federation.status().local.error {
-            bail!("datastore.path: {error}");
+            bail!("datastore: {error}");
         }
     }
 }

@@ -12,6 +12,7 @@
 //! manifest  a file's bytes -> objects, good and broken
 //! files     files -> View; pure
 //! watch     a directory on disk -> events
+//! kubernetes  an API server -> events
 //! ```
 //! Start reading at [`files::load`].
 
@@ -24,6 +25,7 @@ use crate::state::{ClusterObjects, Condition};
 
 mod field;
 pub mod files;
+pub mod kubernetes;
 pub mod manifest;
 mod node;
 pub mod object;
@@ -31,6 +33,7 @@ mod pod;
 mod watch;
 
 pub use field::FieldError;
+pub use kubernetes::KubernetesSource;
 pub use watch::FilesSource;
 
 /// Whose objects are read: of a remote cluster, policies don't count.
@@ -65,6 +68,9 @@ pub enum SourceEvent {
     /// The cluster can't be read; the reason says why, and the remedy. The
     /// source goes on trying.
     Lost(String),
+    /// It is not known how to read the cluster; the reason says what is
+    /// missing. The source goes on when it is there.
+    Unconfigured(String),
 }
 
 /// A running source. Dropping it stops the source.

@@ -14,8 +14,9 @@ use super::node::node;
 use super::pod::{named_ports, pod};
 use crate::policy::api::{self, PolicyKind, PolicyObject};
 use crate::state::{
-    ClusterObjects, Encapsulation, FelixConfiguration, HostEndpoint, IpPool, IpamBlock, Labels,
-    Node, ObjectName, Pod, RemoteClusterConfiguration, RouteSource,
+    ClusterObjects, Encapsulation, FelixConfiguration, HostEndpoint, InlineAccess, IpPool,
+    IpamBlock, Labels, Node, ObjectName, Pod, RemoteAccess, RemoteClusterConfiguration,
+    RouteSource, Sensitive,
 };
 
 /// A kind of object that counts.
@@ -229,6 +230,66 @@ pub fn insert(objects: &mut ClusterObjects, kind: Kind, name: &ObjectName, objec
     }
 }
 
+/// The object of a kind and name, if there is one; the UID that is kept of
+/// `kube-system` is the cluster's.
+pub fn get(objects: &ClusterObjects, kind: Kind, name: &ObjectName) -> Option<Object> {
+    let key = name.name.as_str();
+    Some(match kind {
+        Kind::Namespace => {
+            let labels = objects.namespaces.get(key)?.clone();
+            Object::Namespace(labels, objects.uid.clone().filter(|_| key == "kube-system"))
+        }
+        Kind::ServiceAccount => Object::ServiceAccount(objects.service_accounts.get(name)?.clone()),
+        Kind::Pod => Object::Pod(objects.pods.get(name)?.clone()),
+        Kind::Node => Object::Node(objects.nodes.get(key)?.clone()),
+        Kind::IpPool => Object::IpPool(objects.pools.get(key)?.clone()),
+        Kind::IpamBlock => Object::IpamBlock(objects.blocks.get(key)?.clone()),
+        Kind::HostEndpoint => Object::HostEndpoint(objects.host_endpoints.get(key)?.clone()),
+        Kind::FelixConfiguration => Object::FelixConfiguration(objects.felix.get(key)?.clone()),
+        Kind::RemoteClusterConfiguration => {
+            Object::RemoteClusterConfiguration(objects.remotes.get(key)?.clone())
+        }
+        Kind::Policy(kind) => Object::Policy(objects.policy.0.get(&(kind, name.clone()))?.clone()),
+    })
+}
+
+/// Takes an object away from those of its cluster.
+pub fn remove(objects: &mut ClusterObjects, kind: Kind, name: &ObjectName) {
+    let key = name.name.as_str();
+    match kind {
+        Kind::Namespace => drop(objects.namespaces.remove(key)),
+        Kind::ServiceAccount => drop(objects.service_accounts.remove(name)),
+        Kind::Pod => drop(objects.pods.remove(name)),
+        Kind::Node => drop(objects.nodes.remove(key)),
+        Kind::IpPool => drop(objects.pools.remove(key)),
+        Kind::IpamBlock => drop(objects.blocks.remove(key)),
+        Kind::HostEndpoint => drop(objects.host_endpoints.remove(key)),
+        Kind::FelixConfiguration => drop(objects.felix.remove(key)),
+        Kind::RemoteClusterConfiguration => drop(objects.remotes.remove(key)),
+        Kind::Policy(kind) => drop(objects.policy.0.remove(&(kind, name.clone()))),
+    }
+}
+
+/// The names of all objects of a kind.
+pub fn names(objects: &ClusterObjects, kind: Kind) -> Vec<ObjectName> {
+    let plain = |name: &String| ObjectName { namespace: String::new(), name: name.clone() };
+    match kind {
+        Kind::Namespace => objects.namespaces.keys().map(plain).collect(),
+        Kind::ServiceAccount => objects.service_accounts.keys().cloned().collect(),
+        Kind::Pod => objects.pods.keys().cloned().collect(),
+        Kind::Node => objects.nodes.keys().map(plain).collect(),
+        Kind::IpPool => objects.pools.keys().map(plain).collect(),
+        Kind::IpamBlock => objects.blocks.keys().map(plain).collect(),
+        Kind::HostEndpoint => objects.host_endpoints.keys().map(plain).collect(),
+        Kind::FelixConfiguration => objects.felix.keys().map(plain).collect(),
+        Kind::RemoteClusterConfiguration => objects.remotes.keys().map(plain).collect(),
+        Kind::Policy(kind) => {
+            let of_kind = objects.policy.0.keys().filter(|(other, _)| *other == kind);
+            of_kind.map(|(_, name)| name.clone()).collect()
+        }
+    }
+}
+
 /// The labels that users gave a Calico object. The storage group
 /// `crd.projectcalico.org/v1` keeps them in an annotation; of the stored
 /// object's own labels only Calico's and its operator's count then.
@@ -392,7 +453,7 @@ fn remote(object: &Reader<'_>) -> Result<RemoteClusterConfiguration, FieldError>
         let reason = "does not go with spec.datastoreType; remove one of the two";
         return Err(object.error(&format!("spec.{field}"), reason));
     }
-    let access_secret = if object.has("spec.clusterAccessSecret") {
+    let access = if object.has("spec.clusterAccessSecret") {
         let inline = datastore.map(|_| "datastoreType");
         if let Some(field) = inline.or(kubernetes.copied()).or(etcd.copied()) {
             let reason = "stands beside spec.clusterAccessSecret; move it into the secret";
@@ -402,9 +463,15 @@ fn remote(object: &Reader<'_>) -> Result<RemoteClusterConfiguration, FieldError>
             return Err(object.error("spec.clusterAccessSecret.kind", "must be Secret"));
         }
         let text = |field: &str| object.required(&format!("spec.clusterAccessSecret.{field}"));
-        Some(ObjectName { namespace: text("namespace")?.into(), name: text("name")?.into() })
+        let secret =
+            ObjectName { namespace: text("namespace")?.into(), name: text("name")?.into() };
+        RemoteAccess::Secret(secret)
     } else {
-        None
+        match (datastore, kubernetes, etcd) {
+            (Some("etcdv3"), ..) | (None, None, Some(_)) => RemoteAccess::Etcd,
+            (None, None, None) => RemoteAccess::Unsaid,
+            _ => RemoteAccess::Inline(Arc::new(inline_access(object)?)),
+        }
     };
     let overlay = match object.text("spec.syncOptions.overlayRoutingMode")? {
         None | Some("" | "Disabled") => false,
@@ -414,7 +481,24 @@ fn remote(object: &Reader<'_>) -> Result<RemoteClusterConfiguration, FieldError>
             return Err(object.error("spec.syncOptions.overlayRoutingMode", reason));
         }
     };
-    Ok(RemoteClusterConfiguration { overlay, access_secret })
+    Ok(RemoteClusterConfiguration { overlay, access })
+}
+
+fn inline_access(object: &Reader<'_>) -> Result<InlineAccess, FieldError> {
+    let text = |field: &str| -> Result<Option<String>, FieldError> {
+        let text = object.text(&format!("spec.{field}"))?.filter(|text| !text.trim().is_empty());
+        Ok(text.map(str::to_owned))
+    };
+    Ok(InlineAccess {
+        kubeconfig: text("kubeconfig")?,
+        kubeconfig_inline: text("kubeconfigInline")?.map(Sensitive),
+        endpoint: text("k8sAPIEndpoint")?,
+        token: text("k8sAPIToken")?.map(Sensitive),
+        ca_file: text("k8sCAFile")?,
+        cert_file: text("k8sCertFile")?,
+        key_file: text("k8sKeyFile")?,
+        insecure: object.flag("spec.k8sInsecureSkipTLSVerify")?.unwrap_or(false),
+    })
 }
 
 #[cfg(test)]

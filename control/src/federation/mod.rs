@@ -17,77 +17,43 @@
 
 use std::collections::BTreeMap;
 use std::future::poll_fn;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use crate::cluster::{Feed, FilesSource, Source, SourceEvent};
+use crate::cluster::{Feed, Source, SourceEvent};
 use crate::state::{
     ClusterId, Condition, RemoteCluster, RemoteClusterConfiguration, Severity, World,
 };
 
 pub mod remote;
 mod status;
+mod way;
 
 pub use remote::{RemoteState, StalePolicy};
 pub use status::{ClusterStatus, FederationStatus, RemoteStatus};
+pub use way::{Datastore, Way};
 
 use remote::{Counts, Remote};
-
-/// At the start, remote clusters are waited for this long, so that routes
-/// which the kernel still has from before are not taken away and put back.
-const START: Duration = Duration::from_secs(1);
 
 /// What the federation needs to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FederationConfig {
     /// Name of this node.
     pub node: String,
-    /// Directory of the local cluster's manifests.
-    pub local_dir: PathBuf,
-    /// Directories of remote clusters' manifests, by
-    /// RemoteClusterConfiguration name.
-    pub remotes: BTreeMap<String, PathBuf>,
+    /// Where clusters are read from.
+    pub datastore: Datastore,
     /// Whether the local cluster's other VTEPs count (`overlay.scope = "all"`).
     pub include_local_vteps: bool,
     /// What becomes of a remote's objects when contact is lost.
     pub stale: StalePolicy,
 }
 
-/// A way to read a cluster, and where it leads.
-pub struct Opened {
-    /// Where the objects are read from, for `status`; equal for equal sources.
-    pub origin: String,
-    /// The source, to be started.
-    pub source: Box<dyn Source>,
-}
-
-impl FederationConfig {
-    fn origin(&self, cluster: &ClusterId) -> Option<&PathBuf> {
-        match cluster {
-            ClusterId::Local => Some(&self.local_dir),
-            ClusterId::Remote(name) => self.remotes.get(&**name),
-        }
-    }
-
-    /// The way to a cluster's directory, or what is missing for it.
-    fn open(&self, cluster: &ClusterId) -> Result<Opened, String> {
-        let Some(directory) = self.origin(cluster) else {
-            return Err(format!(
-                "the configuration names no directory for it; add {cluster} to the remotes"
-            ));
-        };
-        let source = Box::new(FilesSource::new(cluster.clone(), directory));
-        Ok(Opened { origin: directory.display().to_string(), source })
-    }
-}
-
 /// A cluster with its source.
 struct Member {
     remote: Remote,
     /// Where its objects come from, or what is missing to know that.
-    origin: Result<String, String>,
+    way: Result<Way, String>,
     feed: Option<Feed>,
     state: RemoteState,
     counts: Counts,
@@ -95,16 +61,20 @@ struct Member {
 }
 
 impl Member {
-    fn new(opened: Result<Opened, String>, now: Instant) -> Self {
-        let (origin, feed) = started(opened);
+    fn new(way: Result<Way, String>, start: impl FnOnce(&Way) -> Feed, now: Instant) -> Self {
+        let feed = way.as_ref().ok().map(start);
         let state = RemoteState::Connecting;
         let remote = Remote::default();
-        Self { remote, origin, feed, state, counts: Counts::Nothing, since: now }
+        Self { remote, way, feed, state, counts: Counts::Nothing, since: now }
     }
 
-    fn replace(&mut self, opened: Result<Opened, String>) {
-        (self.origin, self.feed) = started(opened);
-        self.remote.restart();
+    /// Takes another way, if it is another one.
+    fn take(&mut self, way: Result<Way, String>, start: impl FnOnce(&Way) -> Feed) {
+        if self.way != way {
+            self.feed = way.as_ref().ok().map(start);
+            self.way = way;
+            self.remote.restart();
+        }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
@@ -138,15 +108,8 @@ impl Member {
     }
 }
 
-fn started(opened: Result<Opened, String>) -> (Result<String, String>, Option<Feed>) {
-    match opened {
-        Ok(Opened { origin, source }) => (Ok(origin), Some(source.start())),
-        Err(missing) => (Err(missing), None),
-    }
-}
-
-/// How clusters are reached.
-type Open = Box<dyn Fn(&FederationConfig, &ClusterId) -> Result<Opened, String> + Send>;
+/// How sources are made.
+type Open = Box<dyn Fn(&ClusterId, &Way) -> Box<dyn Source> + Send>;
 
 /// The clusters.
 pub struct Federation {
@@ -160,15 +123,17 @@ pub struct Federation {
 }
 
 impl Federation {
-    /// Starts reading the local cluster from its directory.
+    /// Starts reading the local cluster.
     pub fn new(config: FederationConfig) -> Self {
-        Self::with_sources(config, Box::new(FederationConfig::open))
+        let datastore = config.datastore.clone();
+        Self::with_sources(config, Box::new(move |cluster, way| datastore.open(cluster, way)))
     }
 
     fn with_sources(config: FederationConfig, open: Open) -> Self {
         let now = Instant::now();
+        let start = |way: &Way| open(&ClusterId::Local, way).start();
         Self {
-            local: Member::new(open(&config, &ClusterId::Local), now),
+            local: Member::new(Ok(config.datastore.local()), start, now),
             config,
             open,
             remotes: BTreeMap::new(),
@@ -203,16 +168,10 @@ impl Federation {
     /// Takes over another configuration; what follows from it comes with the
     /// next [`Self::changed`].
     pub fn reconfigure(&mut self, config: FederationConfig) {
-        let old = std::mem::replace(&mut self.config, config);
-        if old.origin(&ClusterId::Local) != self.config.origin(&ClusterId::Local) {
-            self.local.replace((self.open)(&self.config, &ClusterId::Local));
-        }
-        for (name, member) in &mut self.remotes {
-            let cluster = ClusterId::Remote(name.clone());
-            if old.origin(&cluster) != self.config.origin(&cluster) {
-                member.replace((self.open)(&self.config, &cluster));
-            }
-        }
+        self.config = config;
+        let start = |way: &Way| (self.open)(&ClusterId::Local, way).start();
+        self.local.take(Ok(self.config.datastore.local()), start);
+        self.match_configurations(Instant::now());
     }
 
     /// Whether every cluster has told its state, or that it can't be read:
@@ -261,11 +220,12 @@ impl Federation {
             state: member.state,
             state_for_ms: ms(member.since),
             error,
-            origin: member.origin.clone().unwrap_or_default(),
+            origin: member.way.as_ref().map(ToString::to_string).unwrap_or_default(),
             uid: view.and_then(|view| view.objects.uid.clone()),
             objects: view.map(|view| status::count(&view.objects)).unwrap_or_default(),
             ignored: view.map(|view| (*view.ignored).clone()).unwrap_or_default(),
             last_event_ms: member.remote.last_event.map(ms),
+            contact_losses: member.remote.losses,
         }
     }
 
@@ -288,7 +248,7 @@ impl Federation {
         let now = Instant::now();
         let expiries =
             self.remotes.values().filter_map(|member| member.remote.expiry(self.config.stale));
-        let start = (self.world.is_none()).then(|| self.started + START);
+        let start = (self.world.is_none()).then(|| self.started + self.config.datastore.start());
         expiries.chain(start).filter(|at| *at > now).min()
     }
 
@@ -301,7 +261,7 @@ impl Federation {
         let refused = self.refusals();
         let mut changed = false;
         for (name, member) in &mut self.remotes {
-            let state = match (&member.origin, refused.get(name)) {
+            let state = match (&member.way, refused.get(name)) {
                 (Err(_), _) => RemoteState::ConfigIncomplete,
                 (Ok(_), Some(_)) => RemoteState::Failed,
                 (Ok(_), None) => member.remote.state(self.config.stale, now),
@@ -327,16 +287,19 @@ impl Federation {
         self.world.clone().filter(|_| changed)
     }
 
-    /// Starts remotes that are new and drops those that are gone.
+    /// Starts remotes that are new, drops those that are gone, and reads those
+    /// anew that are reached in another way now.
     fn match_configurations(&mut self, now: Instant) {
         let Some(view) = self.local.remote.view() else { return };
         let wanted = &view.objects.remotes;
         self.remotes.retain(|name, _| wanted.contains_key(&**name));
-        for name in wanted.keys() {
+        for (name, configuration) in wanted {
             let name: Arc<str> = name.as_str().into();
-            if !self.remotes.contains_key(&name) {
-                let opened = (self.open)(&self.config, &ClusterId::Remote(name.clone()));
-                self.remotes.insert(name, Member::new(opened, now));
+            let way = self.config.datastore.remote(&name, configuration);
+            let start = |way: &Way| (self.open)(&ClusterId::Remote(name.clone()), way).start();
+            match self.remotes.get_mut(&name) {
+                Some(member) => member.take(way, start),
+                None => drop(self.remotes.insert(name.clone(), Member::new(way, start, now))),
             }
         }
     }
@@ -365,7 +328,7 @@ impl Federation {
     /// What is wrong with a remote as a whole.
     fn problem(&self, name: &Arc<str>) -> Option<String> {
         let member = self.remotes.get(name)?;
-        match (&member.origin, self.refusals().get(name)) {
+        match (&member.way, self.refusals().get(name)) {
             (Err(missing), _) => Some(missing.clone()),
             (Ok(_), Some(reason)) => Some(reason.clone()),
             (Ok(_), None) => member.remote.error.clone(),
@@ -389,7 +352,7 @@ impl Federation {
         }
         for (name, member) in &self.remotes {
             let object = format!("RemoteClusterConfiguration {name}");
-            let reason = match (&member.origin, refused.get(name)) {
+            let reason = match (&member.way, refused.get(name)) {
                 (Err(missing), _) => Some(missing),
                 (Ok(_), Some(reason)) => Some(reason),
                 (Ok(_), None) => member.remote.error.as_ref(),
@@ -412,7 +375,8 @@ impl Federation {
     /// time to become known.
     fn build(&mut self, now: Instant) -> Option<World> {
         let local = self.local.remote.view()?.objects.clone();
-        let waiting = self.world.is_none() && now < self.started + START;
+        let start = self.started + self.config.datastore.start();
+        let waiting = self.world.is_none() && now < start;
         if waiting && !self.remotes.values().all(Member::settled) {
             return None;
         }
@@ -436,8 +400,8 @@ impl Member {
     /// Whether two members are one cluster, as far as that can be known.
     fn is_same(&self, other: &Self) -> bool {
         let uid = |member: &Self| member.remote.view().and_then(|view| view.objects.uid.clone());
-        let origins = self.origin.as_ref().ok().zip(other.origin.as_ref().ok());
-        origins.is_some_and(|(a, b)| a == b) || uid(self).is_some_and(|id| Some(id) == uid(other))
+        let ways = self.way.as_ref().ok().zip(other.way.as_ref().ok());
+        ways.is_some_and(|(a, b)| a == b) || uid(self).is_some_and(|id| Some(id) == uid(other))
     }
 }
 

@@ -74,6 +74,7 @@ pub enum Counts {
 /// Contact with a cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Contact {
+    Unconfigured,
     Connecting,
     Syncing,
     InSync,
@@ -90,6 +91,8 @@ pub struct Remote {
     pub error: Option<String>,
     /// When its source last told anything.
     pub last_event: Option<Instant>,
+    /// How often contact was lost.
+    pub losses: u64,
 }
 
 impl Default for Remote {
@@ -100,6 +103,7 @@ impl Default for Remote {
             without_identities: None,
             error: None,
             last_event: None,
+            losses: 0,
         }
     }
 }
@@ -113,6 +117,7 @@ impl Remote {
             SourceEvent::Connected => {
                 if self.view.is_none() {
                     self.contact = Contact::Syncing;
+                    self.error = None;
                 }
             }
             SourceEvent::Synced(view) | SourceEvent::Updated(view) => {
@@ -121,15 +126,19 @@ impl Remote {
                 self.without_identities = None;
                 self.view = Some(view);
             }
-            SourceEvent::Lost(reason) => {
-                self.contact = match (self.contact, &self.view) {
-                    (Contact::Lost(since), _) => Contact::Lost(since),
-                    (_, Some(_)) => Contact::Lost(now),
-                    (_, None) => Contact::Connecting,
-                };
-                self.error = Some(reason);
-            }
+            SourceEvent::Lost(reason) => self.lose(Contact::Connecting, reason, now),
+            SourceEvent::Unconfigured(reason) => self.lose(Contact::Unconfigured, reason, now),
         }
+    }
+
+    fn lose(&mut self, without_view: Contact, reason: String, now: Instant) {
+        self.contact = match (self.contact, &self.view) {
+            (Contact::Lost(since), _) => Contact::Lost(since),
+            (_, Some(_)) => Contact::Lost(now),
+            (_, None) => without_view,
+        };
+        self.losses += u64::from(self.error.is_none());
+        self.error = Some(reason);
     }
 
     /// Its source is replaced by another: what is known stays in force until
@@ -148,6 +157,7 @@ impl Remote {
     /// tell.
     pub fn state(&self, policy: StalePolicy, now: Instant) -> RemoteState {
         match self.contact {
+            Contact::Unconfigured => RemoteState::ConfigIncomplete,
             Contact::Connecting => RemoteState::Connecting,
             Contact::Syncing => RemoteState::Syncing,
             Contact::InSync => RemoteState::InSync,

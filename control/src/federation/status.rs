@@ -48,6 +48,8 @@ pub struct ClusterStatus {
     pub ignored: BTreeMap<String, usize>,
     /// Time since its source last told anything, in milliseconds.
     pub last_event_ms: Option<u64>,
+    /// How often contact was lost since the start.
+    pub contact_losses: u64,
 }
 
 /// How many objects of each kind there are; kinds without any are left out.

@@ -1,5 +1,6 @@
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -14,8 +15,10 @@ use crate::state::ClusterObjects;
 fn config() -> FederationConfig {
     FederationConfig {
         node: "n".into(),
-        local_dir: "local".into(),
-        remotes: [("b".into(), "b".into()), ("c".into(), "c".into())].into(),
+        datastore: Datastore::Files {
+            local: "local".into(),
+            remotes: [("b".into(), "b".into()), ("c".into(), "c".into())].into(),
+        },
         include_local_vteps: false,
         stale: StalePolicy::Keep,
     }
@@ -31,13 +34,21 @@ impl Source for Silent {
     }
 }
 
-fn open(config: &FederationConfig, cluster: &ClusterId) -> Result<Opened, String> {
-    let origin = config.origin(cluster).ok_or("no directory")?;
-    Ok(Opened { origin: origin.display().to_string(), source: Box::new(Silent) })
+/// Other directories of remote clusters.
+fn reading(remotes: &[(&str, &str)]) -> FederationConfig {
+    let remotes = remotes.iter().map(|(name, path)| ((*name).to_owned(), path.into())).collect();
+    FederationConfig { datastore: Datastore::Files { local: "local".into(), remotes }, ..config() }
+}
+
+fn directories(local: &Path, b: PathBuf) -> Datastore {
+    Datastore::Files { local: local.into(), remotes: [("b".to_owned(), b)].into() }
 }
 
 fn federation(stale: StalePolicy) -> Federation {
-    Federation::with_sources(FederationConfig { stale, ..config() }, Box::new(open))
+    Federation::with_sources(
+        FederationConfig { stale, ..config() },
+        Box::new(|_, _| Box::new(Silent)),
+    )
 }
 
 fn view_of(cluster: &ClusterId, yaml: &str) -> View {
@@ -69,7 +80,7 @@ fn pod(name: &str, addr: &str) -> String {
 
 /// Past the time for which remote clusters are waited for at the start.
 fn later(federation: &Federation) -> Instant {
-    federation.started + 2 * START
+    federation.started + 2 * federation.config.datastore.start()
 }
 
 impl Federation {
@@ -120,11 +131,12 @@ fn nothing_before_the_first_complete_state() {
 fn the_start_waits_for_remotes_but_not_for_long() {
     let mut all = federation(StalePolicy::Keep);
     let now = all.started;
+    let start = all.config.datastore.start();
     let both = rcc("b", "Enabled") + &rcc("c", "Enabled");
     assert!(all.local_is(&both, now).is_none());
     all.tell("b", SourceEvent::Synced(View::default()), now);
     assert!(all.refresh(now).is_none());
-    assert!(all.next_deadline().is_some_and(|at| at <= all.started + START));
+    assert!(all.next_deadline().is_some_and(|at| at <= all.started + start));
     assert!(!all.settled());
     all.tell("c", SourceEvent::Lost("no".into()), now);
     assert!(all.settled());
@@ -132,8 +144,9 @@ fn the_start_waits_for_remotes_but_not_for_long() {
 
     let mut all = federation(StalePolicy::Keep);
     let now = all.started;
+    let start = all.config.datastore.start();
     assert!(all.local_is(&both, now).is_none());
-    assert!(all.refresh(now + START).is_some(), "waited long enough");
+    assert!(all.refresh(now + start).is_some(), "waited long enough");
 
     let mut all = federation(StalePolicy::Keep);
     let now = all.started;
@@ -146,15 +159,12 @@ fn an_unmapped_remote_is_incomplete() {
     let now = later(&all);
     all.local_is(&rcc("x", "Enabled"), now).expect("a world");
     assert_eq!(all.state_of("x"), RemoteState::ConfigIncomplete);
-    let missing = config().open(&ClusterId::Remote("x".into())).err().expect("no directory");
-    assert_eq!(missing, "the configuration names no directory for it; add x to the remotes");
     assert_eq!(
         all.told(),
-        ["Error RemoteClusterConfiguration x: no directory; nothing of it is in force"]
+        ["Error RemoteClusterConfiguration x: the configuration names no directory for it; add \
+             x to the remotes; nothing of it is in force"]
     );
-    let mut changed = config();
-    changed.remotes.insert("x".into(), "there".into());
-    all.reconfigure(changed);
+    all.reconfigure(reading(&[("x", "there")]));
     assert!(all.refresh(now).is_some());
     assert_eq!(all.state_of("x"), RemoteState::Connecting);
 }
@@ -265,9 +275,7 @@ fn a_remote_that_is_the_local_cluster_does_not_count() {
     all.tell("b", SourceEvent::Updated(remote_view(&namespace("kube-system", "2"))), now);
     assert_eq!(all.refresh(now).unwrap().remotes.len(), 1);
     // By its directory, before it has told anything.
-    let mut same = config();
-    same.remotes.insert("b".into(), "local".into());
-    all.reconfigure(same);
+    all.reconfigure(reading(&[("b", "local")]));
     all.refresh(now);
     assert_eq!(all.state_of("b"), RemoteState::Failed);
 }
@@ -303,17 +311,13 @@ fn of_two_that_are_one_cluster_the_first_by_name_counts() {
 #[test]
 fn another_directory_takes_over_when_it_is_complete() {
     let (mut all, now) = in_sync(StalePolicy::Keep);
-    let mut moved = config();
-    moved.remotes.insert("b".into(), "elsewhere".into());
-    all.reconfigure(moved);
+    all.reconfigure(reading(&[("b", "elsewhere")]));
     all.refresh(now);
     assert_eq!(all.state_of("b"), RemoteState::Connecting);
     assert_eq!(all.world.as_ref().unwrap().remotes["b"].objects.pods.len(), 1, "still in force");
     all.tell("b", SourceEvent::Synced(remote_view("")), now);
     assert_eq!(all.refresh(now).unwrap().remotes["b"].objects.pods.len(), 0);
-    let mut unmapped = config();
-    unmapped.remotes.clear();
-    all.reconfigure(unmapped);
+    all.reconfigure(reading(&[]));
     assert_eq!(all.refresh(now).unwrap().remotes, BTreeMap::new());
 }
 
@@ -521,11 +525,8 @@ fn runtime() -> tokio::runtime::Runtime {
 fn directories_are_followed() {
     let (local, b) = (Directory::new(), Directory::new());
     b.write("pods.yaml", &pod("p", "10.0.0.1"));
-    let config = FederationConfig {
-        local_dir: local.path().into(),
-        remotes: [("b".to_owned(), b.path().to_owned())].into(),
-        ..config()
-    };
+    let config =
+        FederationConfig { datastore: directories(local.path(), b.path().to_owned()), ..config() };
     runtime().block_on(async {
         let mut all = Federation::new(config.clone());
         let pods = |world: &World| world.remotes.get("b").map(|b| b.objects.pods.len());
@@ -562,8 +563,7 @@ fn a_lost_directory_is_withdrawn_in_time() {
     let (local, b) = (Directory::new(), Directory::new());
     local.write("b.yaml", &rcc("b", "Enabled"));
     let config = FederationConfig {
-        local_dir: local.path().into(),
-        remotes: [("b".to_owned(), b.path().to_owned())].into(),
+        datastore: directories(local.path(), b.path().to_owned()),
         stale: StalePolicy::Withdraw(Duration::from_millis(50)),
         ..config()
     };
@@ -583,11 +583,8 @@ fn a_missing_remote_does_not_hold_up_the_rest() {
     let local = Directory::new();
     local.write("b.yaml", &rcc("b", "Enabled"));
     let missing = local.path().join("missing");
-    let config = FederationConfig {
-        local_dir: local.path().into(),
-        remotes: [("b".to_owned(), missing.clone())].into(),
-        ..config()
-    };
+    let config =
+        FederationConfig { datastore: directories(local.path(), missing.clone()), ..config() };
     runtime().block_on(async {
         let mut all = Federation::new(config);
         let world = until(&mut all, |_, _| true).await;

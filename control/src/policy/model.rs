@@ -100,6 +100,9 @@ pub enum Action {
 /// A rule: it matches when every condition does.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rule {
+    /// Place, from 0, of the rule in its resource's own list for the direction.
+    /// Several rules of the model may come from one, and one may leave none.
+    pub origin: usize,
     /// What follows from a match.
     pub action: Action,
     /// Whether it exists for IPv4 (the per-family rule is already applied).

@@ -198,7 +198,7 @@ impl Daemon {
         } else if self.derived.is_some() && self.retry.is_due() {
             self.reconcile(Changed::ALL).await;
         }
-        report::count_flows(&self.flows, &self.live_flows);
+        report::age_flows(&self.flows, &self.live_flows);
         Ok(())
     }
 

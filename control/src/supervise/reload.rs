@@ -5,15 +5,17 @@
 //! the daemon is restarted.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use tieline_config::schema::{Scope, Stale};
+use tieline_config::schema::{self, CalicoGroup, DatastoreKind, Scope, Stale};
 use tieline_config::{Config, Watch};
 use tieline_dataplane::flow::Timeouts;
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
 use crate::admin::status::ConfigStatus;
-use crate::federation::{FederationConfig, StalePolicy};
+use crate::cluster::kubernetes::{Access, Options};
+use crate::federation::{Datastore, FederationConfig, StalePolicy};
 
 /// The file and what is in force of it.
 pub(super) struct ConfigFile {
@@ -91,14 +93,37 @@ pub(crate) fn federation(node: &str, config: &Config) -> FederationConfig {
     let after = config.federation.stale_after();
     FederationConfig {
         node: node.to_owned(),
-        local_dir: config.datastore.path.clone(),
-        remotes: config.datastore.remotes.clone(),
+        datastore: datastore(&config.datastore),
         include_local_vteps: config.overlay.scope == Scope::All,
         stale: match config.federation.stale {
             Stale::Keep => StalePolicy::Keep,
             Stale::ExpireIdentities => StalePolicy::ExpireIdentities(after),
             Stale::Withdraw => StalePolicy::Withdraw(after),
         },
+    }
+}
+
+fn datastore(config: &schema::Datastore) -> Datastore {
+    match config.kind {
+        DatastoreKind::Files => {
+            Datastore::Files { local: config.path.clone(), remotes: config.remotes.clone() }
+        }
+        DatastoreKind::Kubernetes => {
+            let seconds = |seconds: u32| Duration::from_secs(seconds.into());
+            let access = config.kubeconfig.clone().map_or(Access::InCluster, Access::Kubeconfig);
+            let options = Options {
+                calico_group: match config.calico_group {
+                    CalicoGroup::Auto => None,
+                    CalicoGroup::Storage => Some("crd.projectcalico.org/v1".to_owned()),
+                    CalicoGroup::Native => Some("projectcalico.org/v3".to_owned()),
+                },
+                rcc_group: config.rcc_group.clone(),
+                exec_plugins: config.exec_plugins,
+                patience: seconds(config.answer_timeout_seconds),
+                silence: seconds(config.silence_timeout_seconds),
+            };
+            Datastore::Kubernetes { access, options }
+        }
     }
 }
 

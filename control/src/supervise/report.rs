@@ -140,9 +140,10 @@ impl Daemon {
     }
 }
 
-/// Counts the live flows on another thread: the table may be large, and this
-/// one has other things to do. The count is a few seconds old at most.
-pub(super) fn count_flows(flows: &Arc<FlowTable>, live: &Arc<AtomicUsize>) {
+/// Takes flows away that are over, and counts the live ones, on another thread:
+/// the table may be large, and this one has other things to do. The count is a
+/// few seconds old at most.
+pub(super) fn age_flows(flows: &Arc<FlowTable>, live: &Arc<AtomicUsize>) {
     // A count that is still going on holds the table.
     if Arc::strong_count(live) > 1 {
         return;
@@ -150,6 +151,7 @@ pub(super) fn count_flows(flows: &Arc<FlowTable>, live: &Arc<AtomicUsize>) {
     let (flows, live) = (flows.clone(), live.clone());
     tokio::task::spawn_blocking(move || {
         let now = Tick::from_nanoseconds(monotonic_ns());
+        flows.sweep(now);
         live.store(flows.iter(now).count(), Ordering::Relaxed);
     });
 }

@@ -5,6 +5,9 @@
 //! same before and after. Whoever looks for a flow waits a moment for a writer.
 //! A line that stays odd may hold the flow, and a verdict that denies it: the
 //! packet is neither judged anew nor remembered, but dropped (`flow_busy`).
+//!
+//! A line is vacant until its first flow, and again once ageing has taken a
+//! flow away ([`super::sweep`]). The sequence number goes on through all that.
 
 use super::{FlowKey, Tick};
 use crate::addr::Addr;
@@ -12,7 +15,7 @@ use crate::sync::{AtomicU64, Ordering, fence};
 use crate::tables::{RuleId, VtepId};
 
 /// Times that a reader looks again at a line that is being written.
-const PATIENCE: u32 = 100;
+const PATIENCE: u32 = if cfg!(loom) { 1 } else { 100 };
 
 /// What is remembered of a flow besides its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +53,8 @@ pub(super) const FIN_RESPONDER: u64 = 1 << 37;
 pub(super) const RESET: u64 = 1 << 38;
 pub(super) const FRAGMENT: u64 = 1 << 39;
 pub(super) const ESTABLISHED: u64 = 1 << 40;
+/// The line holds a flow, be it live or over.
+const USED: u64 = 1 << 41;
 
 /// Whether the bits say that the connection is over.
 pub(super) const fn closing(bits: u64) -> bool {
@@ -65,7 +70,7 @@ impl FlowState {
 
     fn bits(&self, fragment: bool) -> u64 {
         let flag = |set: bool, bit: u64| if set { bit } else { 0 };
-        u64::from(self.vtep.0)
+        USED | u64::from(self.vtep.0)
             | flag(self.allow, ALLOW)
             | flag(self.from_low, FROM_LOW)
             | flag(self.low_is_local, LOW_IS_LOCAL)
@@ -97,7 +102,7 @@ impl FlowState {
 /// One flow: a cache line of atomics.
 #[repr(align(64))]
 pub(super) struct Line {
-    /// Sequence number: 0 never used, odd being written. Upper half: rule.
+    /// Sequence number: odd while being written. Upper half: rule.
     sequence: AtomicU64,
     /// Low end, high end: upper half, lower half of each.
     ends: [AtomicU64; 4],
@@ -159,6 +164,14 @@ impl Line {
         }
     }
 
+    /// Whether the line is not vacant, and nobody is about to change that. Waits
+    /// a moment for a writer.
+    pub(super) fn is_surely_used(&self) -> bool {
+        // A writer stores the state before it makes the number even.
+        (0..=PATIENCE).any(|_| self.sequence.load(Ordering::Acquire) & 1 == 0)
+            && self.state.load(Ordering::Relaxed) & USED != 0
+    }
+
     /// Becomes the line's only writer, if it still is as it was read.
     pub(super) fn lock(&self, words: &Words) -> bool {
         let odd = words.sequence | 1;
@@ -180,9 +193,13 @@ impl Line {
         store(&self.tuple, words.tuple);
         store(&self.state, words.state);
         store(&self.seen, words.seen);
+        self.release(words);
+    }
+
+    /// Lets readers at a locked line again, with the words that it has; `words`
+    /// says its rule.
+    pub(super) fn release(&self, words: &Words) {
         let number = (words.sequence as u32 & !1).wrapping_add(2);
-        // 0 is kept for lines that were never used.
-        let number = if number == 0 { 2 } else { number };
         let sequence = words.sequence & !0xffff_ffff | u64::from(number);
         self.sequence.store(sequence, Ordering::Release);
     }
@@ -210,6 +227,12 @@ impl Words {
         }
     }
 
+    /// The words of a line without a flow, which held these before.
+    pub(super) fn vacated(&self) -> Self {
+        let sequence = self.sequence & 0xffff_ffff;
+        Self { sequence, ends: [0; 4], tuple: 0, state: 0, seen: 0 }
+    }
+
     #[inline]
     pub(super) fn is(&self, key: &FlowKey) -> bool {
         let (low, high) = (key.low.bits(), key.high.bits());
@@ -220,8 +243,8 @@ impl Words {
             | (b ^ low as u64)
             | (c ^ (high >> 64) as u64)
             | (d ^ high as u64);
-        let rest = (self.tuple ^ key.tuple)
-            | (u64::from(self.state & FRAGMENT != 0) ^ u64::from(key.fragment));
+        let wanted = if key.fragment { USED | FRAGMENT } else { USED };
+        let rest = (self.tuple ^ key.tuple) | (self.state & (USED | FRAGMENT) ^ wanted);
         ends | rest == 0
     }
 
@@ -229,8 +252,8 @@ impl Words {
         (self.tuple >> 24) as u8
     }
 
-    pub(super) fn never_used(&self) -> bool {
-        self.sequence as u32 == 0
+    pub(super) fn vacant(&self) -> bool {
+        self.state & USED == 0
     }
 
     pub(super) fn last_seen(&self) -> Tick {

@@ -14,19 +14,17 @@
 //! flood of random packets, or of SYNs that are answered, displaces others of
 //! its kind, but no established flow.
 //!
-//! The table never becomes sparse again: a lookup ends early only at a line
-//! that was never used, and no line becomes that again. In a table that has
-//! aged, a packet of no known flow reads all [`WINDOW`] lines.
-//!
 //! Ageing needs no timer: a line whose flow has been idle for longer than its
-//! kind allows counts as free.
+//! kind allows counts as free. A lookup ends at the first vacant line, so those
+//! lines are made vacant again now and then, off the packets' path ([`sweep`]).
 
-use crate::sync::Ordering;
+use crate::sync::{AtomicU64, Ordering, fence};
 use crate::wire::{protocol, tcp};
 
 mod hash;
 mod key;
 mod line;
+mod sweep;
 
 pub use hash::FlowHasher;
 pub use key::{FlowKey, FlowTuple};
@@ -34,9 +32,10 @@ pub use line::FlowState;
 use line::{
     ESTABLISHED, FIN_INITIATOR, FIN_RESPONDER, FRAGMENT, Line, REPLIED, RESET, Words, closing,
 };
+pub use sweep::SLICES;
 
 /// Lines that one flow may stand in.
-pub const WINDOW: usize = 16;
+pub const WINDOW: usize = if cfg!(loom) { 3 } else { 16 };
 
 /// Milliseconds in one tick of [`Tick`].
 pub const TICK_MS: u64 = 100;
@@ -138,6 +137,8 @@ pub struct FlowTable {
     mask: usize,
     hasher: FlowHasher,
     timeouts: Timeouts,
+    /// Parts that have been swept so far.
+    sweeps: AtomicU64,
 }
 
 impl FlowTable {
@@ -156,7 +157,7 @@ impl FlowTable {
         let lines: Box<[Line]> =
             std::iter::repeat_with(Line::new).take(capacity + WINDOW - 1).collect();
         crate::hint::prefer_huge_pages(&lines);
-        Self { lines, mask: capacity - 1, hasher, timeouts }
+        Self { lines, mask: capacity - 1, hasher, timeouts, sweeps: AtomicU64::new(0) }
     }
 
     /// The keyed hash of this table.
@@ -203,7 +204,7 @@ impl FlowTable {
                 }
                 return Ok(Found { line: home + at, words, state: words.flow() });
             }
-            if words.never_used() {
+            if words.vacant() {
                 break;
             }
         }
@@ -279,17 +280,29 @@ impl FlowTable {
         // worker has progressed, so a few attempts are plenty.
         for _ in 0..4 {
             let (at, words) = self.place(tuple, now)?;
-            let known = !words.never_used() && words.is(&tuple.key);
-            if known && !self.expired(&words, now) && !words.flow().closing() {
+            if words.is(&tuple.key) && !self.expired(&words, now) && !words.flow().closing() {
                 return Ok(Some(Found { line: at, words, state: words.flow() }));
             }
             let line = &self.lines[at];
-            if line.lock(&words) {
+            if !line.lock(&words) {
+                continue;
+            }
+            if self.leads_to(at, tuple.hash) {
                 line.unlock(&Words::new(&tuple.key, state, now, words.sequence));
                 return Ok(None);
             }
+            line.release(&words);
         }
         Err(Refused::Busy)
+    }
+
+    /// Whether a lookup of this hash gets to a line, which the caller has locked:
+    /// no line before it is vacant. What is found here stays true while the lock
+    /// is held, as [`sweep`] explains.
+    fn leads_to(&self, at: usize, hash: u64) -> bool {
+        fence(Ordering::SeqCst);
+        let before = &self.lines[self.home(hash)..at];
+        before.iter().all(Line::is_surely_used)
     }
 
     /// The line for a new flow: that of its name, a free one, or that of the
@@ -305,7 +318,7 @@ impl FlowTable {
                 continue;
             };
             let here = (home + at, words);
-            if words.never_used() {
+            if words.vacant() {
                 free = free.or(Some(here));
                 break;
             }
@@ -367,7 +380,7 @@ impl FlowTable {
     pub fn iter(&self, now: Tick) -> impl Iterator<Item = (FlowKey, FlowState)> {
         self.lines.iter().filter_map(move |line| {
             let words = line.read()?;
-            let live = !words.never_used() && !self.expired(&words, now);
+            let live = !words.vacant() && !self.expired(&words, now);
             live.then(|| (words.key(), words.flow()))
         })
     }

@@ -12,7 +12,7 @@ use tieline_dataplane::counters::Tally;
 use tieline_dataplane::decap::decap;
 use tieline_dataplane::encap::encap;
 use tieline_dataplane::enforce::Context;
-use tieline_dataplane::flow::{FlowTable, Tick};
+use tieline_dataplane::flow::{FlowTable, SLICES, Tick};
 use tieline_dataplane::frame::{Frame, HeapMemory, Memory};
 use tieline_dataplane::hint;
 use tieline_dataplane::publish::Publisher;
@@ -107,6 +107,8 @@ pub(crate) struct Bench<'a> {
     clock: &'a Clock,
     direction: Direction,
     flows: usize,
+    /// Number of the first of the flows.
+    first_flow: usize,
     batch_len: usize,
     memory: HeapMemory,
     batch: Batch,
@@ -134,6 +136,7 @@ impl<'a> Bench<'a> {
             clock,
             direction,
             flows,
+            first_flow: 0,
             batch_len: batch_len.clamp(1, flows.min(BUFFERS as usize)),
             memory,
             batch: Batch::new(batch_len),
@@ -151,6 +154,25 @@ impl<'a> Bench<'a> {
         self.run(self.flows, |memory, batch| {
             stage(direction, tables, flows, Tick(0), memory, batch, &mut Tally::default());
         });
+    }
+
+    /// Lets other flows come to the table and go again, several times as many as
+    /// it has lines, and sweeps it as the daemon does.
+    pub(crate) fn age(&mut self, flows: &FlowTable) {
+        /// In ticks; unanswered UDP flows are over after half of it.
+        const MINUTE: u32 = 600;
+        const MINUTES: u32 = 8;
+        let (direction, tables) = (self.direction, &self.world.tables);
+        for minute in 1..=MINUTES {
+            let then = Tick((minute * MINUTE).wrapping_sub(MINUTES * MINUTE));
+            self.run(self.flows, |memory, batch| {
+                stage(direction, tables, flows, then, memory, batch, &mut Tally::default());
+            });
+            self.first_flow += self.flows;
+        }
+        for _ in 0..SLICES {
+            flows.sweep(Tick(MINUTE));
+        }
     }
 
     /// Lets so many packets through the stage.
@@ -229,6 +251,7 @@ impl<'a> Bench<'a> {
         for _ in 0..self.batch_len {
             // A step coprime to any number of flows visits them all.
             let flow = (self.next as u64 * 2_654_435_761 % self.flows as u64) as usize;
+            let flow = self.first_flow + flow;
             let chunk = self.next as u32 % BUFFERS;
             self.next += 1;
             let frame = Frame { chunk, head: HEADROOM, len: 256, segment: 0 };

@@ -94,6 +94,8 @@ enum Work {
     Hit(Direction),
     /// The first packet of every flow.
     First,
+    /// The same in a table that many flows have come to and gone from.
+    FirstAged,
     /// Known flows, while 100 endpoints and one policy change a second.
     Churn,
 }
@@ -149,6 +151,11 @@ fn cases() -> Vec<Case> {
             bars: [Some(850.0), None, None],
             peer: Some((VPP, 1200.0)),
             ..case("first-packet", Work::First, MOST)
+        },
+        Case {
+            bars: base(1.1),
+            base: Some(("first-packet", MOST)),
+            ..case("first-aged", Work::FirstAged, MOST)
         },
         Case {
             v6: true,
@@ -247,6 +254,13 @@ fn measure(case: &Case, options: &Options, clock: &Clock) -> (Vec<Figures>, benc
         Work::First => (0..runs)
             .map(|_| {
                 let flows = table();
+                bench.packets(case.flows, &flows)
+            })
+            .collect(),
+        Work::FirstAged => (0..runs)
+            .map(|_| {
+                let flows = table();
+                bench.age(&flows);
                 bench.packets(case.flows, &flows)
             })
             .collect(),

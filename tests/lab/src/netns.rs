@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::Duration;
@@ -103,11 +103,15 @@ impl Netns {
     ///
     /// # Errors
     /// [`Error::Closed`], or the process could not be started.
-    pub fn spawn(&self, name: &str, mut command: Command) -> Result<Process> {
+    pub fn spawn(&self, name: &str, command: Command) -> Result<Process> {
+        self.spawn_with(name, command, Stdio::null())
+    }
+
+    fn spawn_with(&self, name: &str, mut command: Command, input: Stdio) -> Result<Process> {
         let lab = self.shared.lab.upgrade().ok_or(Error::Closed)?;
         let log = lab.dir().join(name);
         self.run(|| {
-            let child = lab.start(|| Child::start(&mut command, &log, lab.tag()))?;
+            let child = lab.start(|| Child::start(&mut command, &log, lab.tag(), input))?;
             Ok(Process::new(name, child, log))
         })?
     }
@@ -118,9 +122,25 @@ impl Netns {
     /// # Errors
     /// It could not be started, or did not end in time and was killed.
     pub fn output(&self, name: &str, command: Command, within: Duration) -> Result<Output> {
-        let process = self.spawn(name, command)?;
-        let status = process.wait(within)?;
-        Ok(Output { status, stdout: process.stdout()?, stderr: process.stderr()? })
+        outcome(&self.spawn(name, command)?, within)
+    }
+
+    /// The same for a command that reads `input` from standard input.
+    ///
+    /// # Errors
+    /// As [`Self::output`]; the input could not be kept as `NAME.in`.
+    pub fn output_of(
+        &self,
+        name: &str,
+        command: Command,
+        input: &str,
+        within: Duration,
+    ) -> Result<Output> {
+        let lab = self.shared.lab.upgrade().ok_or(Error::Closed)?;
+        let path = lab.dir().join(format!("{name}.in"));
+        let file = fs::write(&path, input).and_then(|()| File::open(&path));
+        let file = file.map_err(Error::io(format!("write {}", path.display())))?;
+        outcome(&self.spawn_with(name, command, file.into())?, within)
     }
 
     /// Runs `ip` commands inside, one a line, all in one `ip -batch`; words
@@ -146,6 +166,12 @@ impl Netns {
         move_into_link_name_space(self.shared.file.as_fd(), Some(LinkNameSpaceType::Network))
             .map_err(Error::errno(format!("enter namespace {}", self.shared.full)))
     }
+}
+
+/// Waits for the end of a process; what it printed.
+fn outcome(process: &Process, within: Duration) -> Result<Output> {
+    let status = process.wait(within)?;
+    Ok(Output { status, stdout: process.stdout()?, stderr: process.stderr()? })
 }
 
 fn write_sysctl(key: &str, value: &str) -> Result<()> {

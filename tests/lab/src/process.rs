@@ -127,14 +127,19 @@ struct State {
 
 impl Child {
     /// `tag` goes into its environment: a later process finds it by that.
-    pub(crate) fn start(command: &mut Command, log: &Path, tag: &str) -> Result<Self> {
+    pub(crate) fn start(
+        command: &mut Command,
+        log: &Path,
+        tag: &str,
+        input: Stdio,
+    ) -> Result<Self> {
         let create = |suffix| {
             let path = with_suffix(log, suffix);
             File::create(&path).map_err(Error::io(format!("create {}", path.display())))
         };
         let child = command
             .env(TAG_VARIABLE, tag)
-            .stdin(Stdio::null())
+            .stdin(input)
             .stdout(create("out")?)
             .stderr(create("err")?)
             .process_group(0)

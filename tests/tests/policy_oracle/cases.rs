@@ -28,6 +28,7 @@ fn rule(action: Action) -> Rule {
         not_protocol: None,
         icmp: None,
         not_icmp: None,
+        origin: 0,
         source: Entity::default(),
         destination: Entity::default(),
     }

@@ -14,7 +14,7 @@ use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRu
 use tieline::derive::Derived;
 use tieline::policy::compile::{Compiled, Compiler, Decision, Direction, compile};
 use tieline::policy::explain::{
-    DecidedBy, ExplainError, Explainer, Protocol, Query, Side, Verdict,
+    Asked, DecidedBy, ExplainError, Explainer, Protocol, Query, Side, Verdict,
 };
 use tieline::policy::model::PolicySet;
 use tieline::resolve::resolve;
@@ -281,8 +281,8 @@ fn query(packet: &Packet) -> Query {
     let has_ports = [6, 17, 132].contains(&protocol);
     let is_icmp = [1, 58].contains(&protocol);
     Query {
-        from: packet.source.to_string(),
-        to: packet.destination.to_string(),
+        from: Asked::Known(packet.source.to_string()),
+        to: Asked::Known(packet.destination.to_string()),
         protocol: Protocol(protocol),
         port: has_ports.then_some(destination),
         src_port: has_ports.then_some(source),

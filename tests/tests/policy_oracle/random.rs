@@ -157,13 +157,30 @@ fn rule() -> impl Strategy<Value = Rule> {
                 // Mostly what the API admits: types with ICMP alone.
                 let is_icmp = protocol.is_some_and(|protocol| [1, 58].contains(&protocol));
                 let icmp = icmp.filter(|icmp| is_icmp || icmp.kind == 255);
-                Rule { action, v4, v6, protocol, not_protocol, icmp, not_icmp, source, destination }
+                Rule {
+                    origin: 0,
+                    action,
+                    v4,
+                    v6,
+                    protocol,
+                    not_protocol,
+                    icmp,
+                    not_icmp,
+                    source,
+                    destination,
+                }
             },
         )
 }
 
 fn policy() -> impl Strategy<Value = Policy> {
-    let rules = || prop::option::weighted(0.7, prop::collection::vec(rule(), 0..6));
+    let rules = || {
+        let numbered = prop::collection::vec(rule(), 0..6).prop_map(|mut rules| {
+            rules.iter_mut().enumerate().for_each(|(origin, rule)| rule.origin = origin);
+            rules
+        });
+        prop::option::weighted(0.7, numbered)
+    };
     (selector(), prop::bool::weighted(0.15), rules(), rules()).prop_map(
         |(selector, staged, ingress, egress)| Policy {
             source: PolicySource::GlobalNetworkPolicy,

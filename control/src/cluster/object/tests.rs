@@ -332,7 +332,7 @@ fn remote_clusters() {
                              "syncOptions": {"overlayRoutingMode": "Enabled"}}));
     assert!(full.overlay);
     let named = ObjectName { namespace: "n".into(), name: "s".into() };
-    assert_eq!(full.access_secret, Some(named));
+    assert_eq!(full.access, RemoteAccess::Secret(named));
     assert!(!remote(json!({"syncOptions": {"overlayRoutingMode": "Disabled"}})).overlay);
     assert!(!remote(json!({})).overlay);
     remote(json!({"datastoreType": "kubernetes", "kubeconfigInline": "x", "etcdEndpoints": ""}));

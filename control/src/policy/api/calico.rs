@@ -140,7 +140,14 @@ fn check_built_in(name: &str, tier: &Tier) -> Result<()> {
     Ok(())
 }
 
+/// A label that only Calico puts on what is in a namespace.
+const NAMESPACE: &str = "projectcalico.org/namespace";
+
 pub(super) fn network_set(object: &Value, meta: &Meta) -> Result<NetworkSet> {
+    if meta.labels.contains_key(NAMESPACE) {
+        let reason = "is what Calico itself says of a namespace; remove it";
+        return Err(ApiError::of(&format!("metadata.labels[{NAMESPACE:?}]"), reason));
+    }
     let read = |spec| Object::closed(spec, &["nets"])?.list("nets", usize::MAX, loose_net);
     let nets = Object::closed(object, TOP)?.optional("spec", read)?.unwrap_or_default();
     Ok(NetworkSet { labels: meta.labels.clone(), nets })

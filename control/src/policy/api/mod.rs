@@ -18,11 +18,11 @@
 //! cluster     ClusterNetworkPolicy
 //! ```
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::Value;
 
+use crate::map::Map;
 use crate::state::ObjectName;
 
 mod calico;
@@ -170,7 +170,7 @@ pub enum PolicyObject {
 /// Policies, tiers, network sets and what else only policy reads, of one
 /// cluster.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct PolicyObjects(pub BTreeMap<(PolicyKind, ObjectName), Arc<PolicyObject>>);
+pub struct PolicyObjects(pub Map<(PolicyKind, ObjectName), Arc<PolicyObject>>);
 
 /// Why an object is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -626,6 +626,16 @@ const REFUSED_METADATA: &[(&str, &str, &str)] = &[
     ("sgnp", "{name: 'a b'}", "metadata.name"),
     ("tier", "{name: a.b}", "metadata.name"),
     ("gns", "{name: A}", "metadata.name"),
+    (
+        "gns",
+        "{name: a, labels: {projectcalico.org/namespace: x}}",
+        "metadata.labels[\"projectcalico.org/namespace\"]",
+    ),
+    (
+        "ns",
+        "{name: a, labels: {projectcalico.org/namespace: a}}",
+        "metadata.labels[\"projectcalico.org/namespace\"]",
+    ),
     ("knp", "{name: A}", "metadata.name"),
     ("cnp", "{name: a/b}", "metadata.name"),
 ];

@@ -31,7 +31,10 @@ pub(super) fn policy(
     let mut rules = |direction: &str, rules: &[api::Rule]| -> Vec<Rule> {
         let places = rules.iter().enumerate();
         places
-            .map(|(place, of)| rule(of, namespace, &format!("spec.{direction}[{place}]"), notes))
+            .map(|(place, of)| {
+                let at = format!("spec.{direction}[{place}]");
+                Rule { origin: place, ..rule(of, namespace, &at, notes) }
+            })
             .collect()
     };
     let converted = Policy {
@@ -108,6 +111,7 @@ fn rule(rule: &api::Rule, namespace: Option<&str>, at: &str, notes: &mut Notes<'
         entity(of, namespace)
     };
     let mut converted = Rule {
+        origin: 0,
         action: rule.action,
         v4: true,
         v6: true,

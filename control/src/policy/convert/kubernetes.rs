@@ -31,7 +31,7 @@ pub(super) fn policy(
     note_unused("ingress", "policyTypes", !ingress && !policy.ingress.is_empty(), notes);
     note_unused("egress", "policyTypes", !egress && !policy.egress.is_empty(), notes);
     let rules = |rules: &[api::KubernetesRule], to_peers| -> Vec<Rule> {
-        rules.iter().flat_map(|of| rule(of, &name.namespace, to_peers)).collect()
+        from_one_each(rules, |_, of| rule(of, &name.namespace, to_peers))
     };
     let source = if staged {
         PolicySource::StagedKubernetesNetworkPolicy
@@ -47,6 +47,15 @@ pub(super) fn policy(
         egress: egress.then(|| rules(&policy.egress, true)),
     };
     Some(Placed::new("default".to_owned(), Some(ORDER), converted))
+}
+
+/// What each of some rules becomes, in their order, under its place.
+fn from_one_each<T>(rules: &[T], mut each: impl FnMut(usize, &T) -> Vec<Rule>) -> Vec<Rule> {
+    let mut all = Vec::with_capacity(rules.len());
+    for (origin, rule) in rules.iter().enumerate() {
+        all.extend(each(origin, rule).into_iter().map(|of| Rule { origin, ..of }));
+    }
+    all
 }
 
 /// Kubernetes' pods, of which Calico's selectors see more than pods.
@@ -145,6 +154,7 @@ fn merged(ports: Vec<PortMatch>) -> Vec<PortMatch> {
 /// A rule without conditions.
 fn anything(action: Action) -> Rule {
     Rule {
+        origin: 0,
         action,
         v4: true,
         v6: true,
@@ -167,13 +177,9 @@ pub(super) fn cluster_policy(
         ClusterTier::Baseline => "kube-baseline",
     };
     let mut rules = |direction: &str, rules: &[api::ClusterRule]| {
-        let rules: Vec<Rule> = rules
-            .iter()
-            .enumerate()
-            .flat_map(|(place, of)| {
-                cluster_rule(of, &format!("spec.{direction}[{place}]"), direction, notes)
-            })
-            .collect();
+        let rules = from_one_each(rules, |place, of| {
+            cluster_rule(of, &format!("spec.{direction}[{place}]"), direction, notes)
+        });
         // The tiers end in Pass, so a direction without rules has no effect.
         (!rules.is_empty()).then_some(rules)
     };

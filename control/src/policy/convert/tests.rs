@@ -719,6 +719,28 @@ fn rules_keep_their_places() {
     assert_eq!(actions, [Action::Log, Action::Deny, Action::Allow]);
 }
 
+#[test]
+fn rules_name_the_one_that_the_user_wrote() {
+    let origins = |policy: &Policy| {
+        let rules = policy.ingress.iter().chain(&policy.egress).flatten();
+        rules.map(|rule| rule.origin).collect::<Vec<_>>()
+    };
+    let spec = "{ingress: [{from: [{podSelector: {}}, {namespaceSelector: {}}], \
+                ports: [{port: 1}, {port: 2, protocol: UDP}]}, {}, {ports: [{port: x}, {port: 3}]}], \
+                egress: [{}, {}]}";
+    assert_eq!(origins(&only("knp", "n/p", spec).0), [0, 0, 0, 0, 1, 2, 0, 1]);
+    let peer = "from: [{namespaces: {}}, {pods: {podSelector: {}}}]";
+    let rules = format!(
+        "[{{action: Pass, {peer}}}, {{action: Accept, from: [{{nodes: {{}}}}]}}, \
+          {{action: Deny, from: [{{nodes: {{}}}}]}}, {{action: Accept, {peer}}}]"
+    );
+    let spec =
+        format!("{{tier: Admin, priority: 7, subject: {{namespaces: {{}}}}, ingress: {rules}}}");
+    assert_eq!(origins(&only("cnp", "p", &spec).0), [0, 0, 2, 3, 3]);
+    let spec = "{ingress: [{action: Log}, {action: Deny}], egress: [{action: Deny}]}";
+    assert_eq!(origins(&only("gnp", "p", spec).0), [0, 1, 0]);
+}
+
 /// A few objects that name each other's tiers and services.
 const POOL: &[(&str, &str, &[&str])] = &[
     ("tier", "sec", &["{order: 5}", "{order: 2000000, defaultAction: Pass}"]),
@@ -757,11 +779,11 @@ proptest::proptest! {
             };
             let before = converter.policy_set(&local);
             proptest::prop_assert!(Arc::ptr_eq(&before, &converter.policy_set(&local)));
-            for (key, object) in cluster(&text).policy.0 {
+            for (key, object) in &cluster(&text).policy.0 {
                 if version == 3 {
-                    local.policy.0.remove(&key);
+                    local.policy.0.remove(key);
                 } else {
-                    local.policy.0.insert(key, object);
+                    local.policy.0.insert(key.clone(), object.clone());
                 }
             }
             proptest::prop_assert_eq!(&*converter.policy_set(&local), &policy_set(&local));
@@ -774,7 +796,8 @@ fn unchanged_policies_stay_the_same_allocation() {
     let mut local = cluster(&[manifest("gnp", "a", "{}"), manifest("gnp", "b", "{}")].concat());
     let mut converter = Converter::default();
     let before = converter.policy_set(&local);
-    local.policy.0.extend(cluster(&manifest("gnp", "b", "{order: 1}")).policy.0);
+    let edited = cluster(&manifest("gnp", "b", "{order: 1}")).policy.0;
+    local.policy.0.extend(edited.iter().map(|(key, object)| (key.clone(), object.clone())));
     let after = converter.policy_set(&local);
     let policy = |set: &PolicySet, place: usize| tier_named(set, "default").policies[place].clone();
     assert!(Arc::ptr_eq(&policy(&before, 0), &policy(&after, 1)));

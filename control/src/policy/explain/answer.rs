@@ -41,6 +41,16 @@ pub enum ExplainError {
     /// A cluster that is not known.
     #[error("no cluster {0:?}: no RemoteClusterConfiguration of that name is in force")]
     NoCluster(String),
+    /// A namespace that is not known, of a hypothetical pod.
+    #[error(
+        "no namespace {namespace:?} in cluster {cluster}: what a pod there inherits is not known"
+    )]
+    NoNamespace {
+        /// The cluster that was meant.
+        cluster: ClusterId,
+        /// The namespace.
+        namespace: String,
+    },
     /// IPv4 on one end, IPv6 on the other.
     #[error("{from} and {to} have no address family in common")]
     NoCommonFamily {
@@ -131,11 +141,12 @@ pub struct EndpointInfo {
 /// One identity of an address.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct IdentityInfo {
-    /// `pod`, `host-endpoint` or `network-set`.
+    /// `pod`, `hypothetical-pod`, `host-endpoint` or `network-set`.
     pub kind: &'static str,
     /// `local`, or the name of the RemoteClusterConfiguration.
     pub cluster: String,
-    /// `namespace/name`, or the name of a cluster-scoped object.
+    /// `namespace/name`, or the name of a cluster-scoped object. A hypothetical
+    /// pod has its labels in the place of a name.
     pub name: String,
     /// The node that it is on.
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -174,12 +185,16 @@ pub struct Side {
     /// The kind of that policy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub policy_kind: Option<&'static str>,
-    /// The rule's place in its policy and direction, counted from 1.
+    /// The rule's place in its policy and direction as the user wrote it,
+    /// counted from 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rule: Option<usize>,
     /// The profile that decided.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub profile: Option<String>,
+    /// Where a rule denied: what would have followed without it, in words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub otherwise: Option<String>,
     /// What would hold if the staged policies that select the pod were
     /// enforced; absent when there are none.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -5,7 +5,7 @@ use std::io::{self, BufRead, Write};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{Explainer, Query, Verdict};
+use super::{Answer, Explainer, Query, Verdict};
 
 /// What came of a batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -34,10 +34,10 @@ pub fn explain_lines(
     output: impl Write,
 ) -> io::Result<Summary> {
     answer_all(explainer, input, output, |explainer, line| {
-        answer_json(explainer, line).map_err(|refusal| {
-            // A text and a value from JSON can be written as JSON.
-            serde_json::to_vec(&refusal).unwrap_or_default()
-        })
+        // Texts, numbers and values from JSON can be written as JSON.
+        let answer = answer_line(explainer, line)
+            .map_err(|refusal| serde_json::to_vec(&refusal).unwrap_or_default())?;
+        Ok((answer.verdict, serde_json::to_vec(&answer).unwrap_or_default()))
     })
 }
 
@@ -48,9 +48,7 @@ pub fn explain_text(
     output: impl Write,
 ) -> io::Result<Summary> {
     answer_all(explainer, input, output, |explainer, line| {
-        let query = serde_json::from_slice::<Query>(line).map_err(|error| error.to_string());
-        let answer = query.and_then(|query| explainer.explain(&query).map_err(|e| e.to_string()));
-        let answer = answer.map_err(String::into_bytes)?;
+        let answer = answer_line(explainer, line).map_err(|refusal| refusal.error.into_bytes())?;
         Ok((answer.verdict, answer.to_string().into_bytes()))
     })
 }
@@ -90,13 +88,11 @@ fn answer_all(
     Ok(summary)
 }
 
-fn answer_json(explainer: &mut Explainer<'_>, line: &[u8]) -> Result<(Verdict, Vec<u8>), Refusal> {
+fn answer_line(explainer: &mut Explainer<'_>, line: &[u8]) -> Result<Answer, Refusal> {
     let value: Value = serde_json::from_slice(line)
         .map_err(|error| Refusal { id: None, error: format!("not a JSON object: {error}") })?;
     let id = value.get("id").cloned();
     let refuse = |error: String| Refusal { id: id.clone(), error };
     let query: Query = serde_json::from_value(value).map_err(|error| refuse(error.to_string()))?;
-    let answer = explainer.explain(&query).map_err(|error| refuse(error.to_string()))?;
-    let json = serde_json::to_vec(&answer).map_err(|error| refuse(error.to_string()))?;
-    Ok((answer.verdict, json))
+    explainer.explain(&query).map_err(|error| refuse(error.to_string()))
 }

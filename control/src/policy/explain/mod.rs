@@ -8,12 +8,14 @@
 //! of other nodes are compiled when they are first asked for, and kept.
 //!
 //! ```text
-//! query   one connection, as flags or JSON
-//! answer  what is said about it
-//! story   which tiers, policies and rules a packet meets
-//! words   a rule's conditions, and which of them a packet fails, in words
-//! text    the answer for people
-//! batch   many connections as JSON lines
+//! query         one connection, as flags or JSON
+//! hypothetical  pods that there are not, as ends of a connection
+//! answer        what is said about it
+//! story         which tiers, policies and rules a packet meets
+//! words         a rule's conditions, and which of them a packet fails, in words
+//! labels        the conditions on labels, in the user's words
+//! text          the answer for people
+//! batch         many connections as JSON lines
 //! ```
 //!
 //! Start reading at [`Explainer::explain`].
@@ -23,14 +25,16 @@ use std::sync::Arc;
 
 use ahash::HashMap;
 use tieline_dataplane::addr::{Addr, Prefix};
-use tieline_dataplane::tables::{ClassId, PolicyId, PrefixMap};
+use tieline_dataplane::tables::{ClassId, L4, PolicyId, PrefixMap};
 
 pub use self::answer::{
     Answer, DecidedBy, EndpointInfo, ExplainError, IdentityInfo, RouteInfo, Side, Staged, Verdict,
 };
 pub use self::batch::{Summary, explain_lines, explain_text};
+pub use self::hypothetical::HypotheticalPod;
+use self::hypothetical::is_hypothetical;
 use self::query::End;
-pub use self::query::{Protocol, Query};
+pub use self::query::{Asked, Protocol, Query};
 pub use self::story::{NearMiss, PolicyTrace, RuleTrace, TierTrace};
 use self::story::{Packet, Peer};
 use super::compile::{Compiled, Decision, Direction, compile};
@@ -41,6 +45,8 @@ use crate::state::{ClusterId, Identity, IdentityKind, ObjectName, World};
 
 mod answer;
 mod batch;
+mod hypothetical;
+mod labels;
 mod query;
 mod story;
 #[cfg(test)]
@@ -127,13 +133,17 @@ impl<'a> Tables<'a> {
 impl<'a> Explainer<'a> {
     /// Prepares to explain.
     pub fn new(derived: &'a Derived) -> Self {
+        Self::with(derived, with_staged(&derived.policies).map(Arc::new))
+    }
+
+    fn with(derived: &'a Derived, staged: Option<Arc<PolicySet>>) -> Self {
         let mut explainer = Self {
             derived,
             brief: false,
             pods: HashMap::default(),
             owners: HashMap::default(),
             nets: PrefixMap::default(),
-            staged: with_staged(&derived.policies).map(Arc::new),
+            staged,
             nodes: HashMap::default(),
         };
         for (at, identity) in (0..).zip(&derived.identities) {
@@ -163,13 +173,45 @@ impl<'a> Explainer<'a> {
     /// Explains one connection.
     pub fn explain(&mut self, query: &Query) -> Result<Answer, ExplainError> {
         let l4 = query.l4()?;
-        let (source, destination) = self.addresses(query)?;
+        let mut supposed = Vec::new();
+        let from = self.candidates(&query.from, &mut supposed)?;
+        let to = self.candidates(&query.to, &mut supposed)?;
+        let ends = common_family(query, &from, &to)?;
+        if supposed.is_empty() {
+            return self.answer(query, l4, ends);
+        }
+        // With nobody else than who has one of the two addresses: no verdict
+        // depends on others.
+        let has = |net: &Prefix| net.addr() == ends.0 || net.addr() == ends.1;
+        let matters = |identity: &&Identity| {
+            identity.kind == IdentityKind::NetworkSet || identity.nets.iter().any(has)
+        };
+        supposed.extend(self.derived.identities.iter().filter(matters).cloned());
+        let derived = Derived {
+            world: self.derived.world.clone(),
+            resolved: self.derived.resolved.clone(),
+            policies: self.derived.policies.clone(),
+            compiled: compile(&self.derived.policies, &supposed),
+            identities: supposed,
+        };
+        let mut explainer = Explainer::with(&derived, self.staged.clone());
+        explainer.brief = self.brief;
+        explainer.answer(query, l4, ends)
+    }
+
+    fn answer(
+        &mut self,
+        query: &Query,
+        l4: L4,
+        (source, destination): (Addr, Addr),
+    ) -> Result<Answer, ExplainError> {
         let packet = Packet { source: self.peer(source), destination: self.peer(destination), l4 };
         let egress = self.side(Direction::Egress, &packet);
         let ingress = self.side(Direction::Ingress, &packet);
         let sides = || [&egress, &ingress].into_iter().flatten();
         if sides().next().is_none() {
-            return Err(ExplainError::NotLocal { from: query.from.clone(), to: query.to.clone() });
+            let (from, to) = (query.from.to_string(), query.to.to_string());
+            return Err(ExplainError::NotLocal { from, to });
         }
         let allow = sides().all(|side| side.verdict == Verdict::Allow);
         let (protocol, [kind, code]) = (Protocol(l4.protocol), l4.destination.to_be_bytes());
@@ -190,35 +232,32 @@ impl<'a> Explainer<'a> {
         })
     }
 
-    /// The addresses that are meant: of one family, IPv4 unless only IPv6
-    /// fits.
-    fn addresses(&self, query: &Query) -> Result<(Addr, Addr), ExplainError> {
-        let (from, to) = (self.candidates(&query.from)?, self.candidates(&query.to)?);
-        let families = if query.protocol == Protocol(Protocol::ICMPV6) {
-            [false, true]
-        } else {
-            [true, false]
+    /// The addresses of one end. A pod that there is not is added to `supposed`.
+    fn candidates(
+        &self,
+        end: &Asked,
+        supposed: &mut Vec<Identity>,
+    ) -> Result<Vec<Addr>, ExplainError> {
+        let addresses = |of: &Identity| of.nets.iter().map(Prefix::addr).collect();
+        let text = match end {
+            Asked::Known(text) => text,
+            Asked::Hypothetical(pod) => {
+                let taken = |addr| {
+                    let mut others = supposed.iter().flat_map(|other| &other.nets);
+                    self.owners.contains_key(&addr) || others.any(|net| net.addr() == addr)
+                };
+                let identity = pod.identity(self.derived, taken)?;
+                let own = addresses(&identity);
+                supposed.push(identity);
+                return Ok(own);
+            }
         };
-        families
-            .into_iter()
-            .find_map(|v4| {
-                let of = |all: &[Addr]| all.iter().copied().find(|addr| addr.is_v4() == v4);
-                of(&from).zip(of(&to))
-            })
-            .ok_or_else(|| ExplainError::NoCommonFamily {
-                from: query.from.clone(),
-                to: query.to.clone(),
-            })
-    }
-
-    fn candidates(&self, text: &str) -> Result<Vec<Addr>, ExplainError> {
         let (cluster, pod) = match text.parse()? {
             End::Address(address) => return Ok(vec![address.into()]),
             End::Pod(cluster, pod) => (cluster, pod),
         };
         if let Some(at) = self.pods.get(&(&cluster, &pod)) {
-            let identity = &self.derived.identities[*at as usize];
-            return Ok(identity.nets.iter().map(Prefix::addr).collect());
+            return Ok(addresses(&self.derived.identities[*at as usize]));
         }
         if let ClusterId::Remote(name) = &cluster
             && !self.derived.world.remotes.contains_key(name)
@@ -267,6 +306,7 @@ impl<'a> Explainer<'a> {
         if !brief {
             side.trace = story::trace(policies, direction, packet, decision);
             side.near_misses = story::near_misses(&side.trace, allow);
+            side.otherwise = story::without_rule(policies, direction, packet, decision);
         }
         Some(side)
     }
@@ -309,6 +349,9 @@ impl<'a> Explainer<'a> {
             Some(_) => (&packet.source, &packet.destination),
             None => (&packet.destination, &packet.source),
         };
+        if peer.owners.iter().any(|owner| is_hypothetical(owner)) {
+            return None;
+        }
         let node = self.node(local.local_node()?);
         let prefix = node.routes.get(peer.addr)?;
         let route = node.resolved.routes.get(prefix)?;
@@ -329,6 +372,17 @@ impl<'a> Explainer<'a> {
         }
         Some(info)
     }
+}
+
+/// The addresses that are meant: of one family, IPv4 unless only IPv6 fits.
+fn common_family(query: &Query, from: &[Addr], to: &[Addr]) -> Result<(Addr, Addr), ExplainError> {
+    let v4_first = query.protocol != Protocol(Protocol::ICMPV6);
+    let common = [v4_first, !v4_first].into_iter().find_map(|v4| {
+        let of = |all: &[Addr]| all.iter().copied().find(|addr| addr.is_v4() == v4);
+        of(from).zip(of(to))
+    });
+    let (from, to) = (query.from.to_string(), query.to.to_string());
+    common.ok_or(ExplainError::NoCommonFamily { from, to })
 }
 
 fn is_pod(identity: &Identity) -> bool {

@@ -4,23 +4,26 @@ use std::fmt;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::Value;
 use tieline_dataplane::tables::L4;
 
 use super::ExplainError;
+use super::hypothetical::HypotheticalPod;
 use crate::state::{ClusterId, ObjectName};
 
 /// One connection to explain.
 ///
 /// As JSON: `{"id":1,"from":"a/x","to":"10.1.2.3","protocol":"tcp","port":80}`.
+/// Either end may be a pod that there is not, [`HypotheticalPod`].
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Query {
     /// Comes back in the answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub id: Option<serde_json::Value>,
-    /// Where it begins: `namespace/pod`, `cluster:namespace/pod` or an address.
-    pub from: String,
+    pub id: Option<Value>,
+    /// Where it begins.
+    pub from: Asked,
     /// Where it ends.
-    pub to: String,
+    pub to: Asked,
     /// IP protocol; TCP unless given.
     #[serde(default)]
     pub protocol: Protocol,
@@ -38,7 +41,7 @@ pub struct Query {
     pub icmp_code: Option<u8>,
     /// Fields that mean nothing here; the answer lists them.
     #[serde(flatten)]
-    pub unknown: std::collections::BTreeMap<String, serde_json::Value>,
+    pub unknown: std::collections::BTreeMap<String, Value>,
 }
 
 impl Query {
@@ -131,7 +134,8 @@ impl std::str::FromStr for Protocol {
     fn from_str(text: &str) -> Result<Self, ExplainError> {
         let lower = text.to_ascii_lowercase();
         let named = Self::NAMES.iter().find(|(_, name)| *name == lower).map(|(number, _)| *number);
-        let number = named.or_else(|| lower.parse().ok());
+        let digits = lower.bytes().all(|b| b.is_ascii_digit());
+        let number = named.or_else(|| lower.parse().ok().filter(|_| digits));
         number.map(Self).ok_or_else(|| ExplainError::Protocol(text.to_owned()))
     }
 }
@@ -147,15 +151,58 @@ impl Serialize for Protocol {
 
 impl<'de> Deserialize<'de> for Protocol {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Either {
-            Number(u8),
-            Text(String),
+        let text = match Value::deserialize(deserializer)? {
+            Value::Null => return Ok(Self::default()),
+            Value::String(text) => text,
+            other => other.to_string(),
+        };
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// One end of a connection, as it is asked about.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum Asked {
+    /// `namespace/pod`, `cluster:namespace/pod` or an address.
+    Known(String),
+    /// A pod as it would be.
+    Hypothetical(HypotheticalPod),
+}
+
+impl Default for Asked {
+    fn default() -> Self {
+        Self::Known(String::new())
+    }
+}
+
+impl From<&str> for Asked {
+    fn from(text: &str) -> Self {
+        Self::Known(text.to_owned())
+    }
+}
+
+impl fmt::Display for Asked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Known(text) => f.write_str(text),
+            Self::Hypothetical(pod) => pod.fmt(f),
         }
-        match Either::deserialize(deserializer)? {
-            Either::Number(number) => Ok(Self(number)),
-            Either::Text(text) => text.parse().map_err(serde::de::Error::custom),
+    }
+}
+
+impl<'de> Deserialize<'de> for Asked {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        use serde::de::Error;
+        match Value::deserialize(deserializer)? {
+            Value::String(text) => Ok(Self::Known(text)),
+            pod @ Value::Object(_) => {
+                serde_json::from_value(pod).map(Self::Hypothetical).map_err(D::Error::custom)
+            }
+            other => Err(D::Error::custom(format!(
+                "{other} is no end of a connection: write a text, or an object for a pod that \
+                 there is not"
+            ))),
         }
     }
 }

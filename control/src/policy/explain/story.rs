@@ -1,10 +1,13 @@
 //! Which tiers, policies and rules a packet meets on its way to a verdict that
 //! is known already.
 
+use std::collections::HashSet;
+
 use serde::Serialize;
 use tieline_dataplane::addr::Addr;
 use tieline_dataplane::tables::L4;
 
+use super::hypothetical::is_hypothetical;
 use super::words::{describe, failures};
 use super::{DecidedBy, EndpointInfo, IdentityInfo, Side};
 use crate::policy::compile::{Decision, Direction};
@@ -36,10 +39,12 @@ pub struct PolicyTrace {
     pub rules: Vec<RuleTrace>,
 }
 
-/// A rule that was read.
+/// A rule that was read. A rule of Kubernetes' with several peers or protocols
+/// is read as one for each, all under its place.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RuleTrace {
-    /// Its place in its policy and direction, counted from 1.
+    /// Its place in its policy and direction as the user wrote it, counted from
+    /// 1.
     pub rule: usize,
     /// `Allow`, `Deny`, `Pass` or `Log`.
     pub action: &'static str,
@@ -111,6 +116,7 @@ impl<'a> Peer<'a> {
     pub(super) fn info(&self) -> EndpointInfo {
         let identities = self.owners.iter().map(|owner| IdentityInfo {
             kind: match owner.kind {
+                _ if is_hypothetical(owner) => "hypothetical-pod",
                 IdentityKind::LocalWorkload | IdentityKind::Workload => "pod",
                 IdentityKind::Host => "host-endpoint",
                 IdentityKind::NetworkSet => "network-set",
@@ -209,18 +215,19 @@ pub(super) fn side(
         policy_kind: None,
         rule: None,
         profile: None,
+        otherwise: None,
         staged: None,
         near_misses: Vec::new(),
         trace: Vec::new(),
     };
     match decision {
         Decision::NoPolicy => {}
-        Decision::Rule { tier, source, policy, index, .. } => {
+        Decision::Rule { tier, source, policy, .. } => {
             side.decided_by = DecidedBy::Rule;
             side.tier = Some(tier.clone());
             side.policy = Some(policy.to_string());
             side.policy_kind = Some(kind_name(*source));
-            side.rule = Some(index + 1);
+            side.rule = decided_rule(set, decision).map(|rule| rule.origin + 1);
         }
         Decision::TierDefault { tier } => {
             side.decided_by = DecidedBy::TierDefault;
@@ -247,11 +254,12 @@ pub(super) fn reason(
         Decision::NoPolicy => format!("{by} default: no policy is asked about this address"),
         Decision::Rule { tier, policy, index, .. } => {
             let rule = decided_rule(set, decision);
+            let place = rule.map_or(*index, |rule| rule.origin) + 1;
             let mut what = rule.map(describe).unwrap_or_default();
             what.extend(packet.ends(direction).1.cluster().filter(|_| !what.is_empty()));
             let what = if what.is_empty() { "everything".to_owned() } else { what.join(", ") };
             let action = if allow { "Allow" } else { "Deny" };
-            format!("{by} tier {tier}, policy {policy}, rule {} ({action}: {what})", index + 1)
+            format!("{by} tier {tier}, policy {policy}, rule {place} ({action}: {what})")
         }
         Decision::TierDefault { tier } => {
             let of = set.tiers.iter().filter(|it| it.name == *tier);
@@ -294,6 +302,40 @@ fn decided_rule<'p>(set: &'p PolicySet, decision: &Decision) -> Option<&'p Rule>
     let mut policies = tier.policies.iter();
     let policy = policies.find(|it| it.source == *source && it.name == *policy)?;
     rules(policy, *direction)?.get(*index)
+}
+
+/// What would have followed had a denying rule not been there, by reading on
+/// after it.
+pub(super) fn without_rule(
+    set: &PolicySet,
+    direction: Direction,
+    packet: &Packet<'_>,
+    decision: &Decision,
+) -> Option<String> {
+    let skipped = decided_rule(set, decision).filter(|rule| rule.action == Action::Deny)?;
+    let by = |verdict: &str, tier: &Tier, policy: &Policy, rule: &Rule| {
+        let place = rule.origin + 1;
+        Some(format!("{verdict} by tier {}, policy {}, rule {place}", tier.name, policy.name))
+    };
+    'tiers: for tier in &set.tiers {
+        let mut enforced = false;
+        for (policy, rules) in applying(tier, direction, packet).filter(|(it, _)| !it.staged) {
+            enforced = true;
+            let others = rules.iter().filter(|rule| !std::ptr::eq(*rule, skipped));
+            for rule in others.filter(|rule| failures(set, rule, packet).is_empty()) {
+                match rule.action {
+                    Action::Allow => return by("allowed", tier, policy, rule),
+                    Action::Deny => return by("denied", tier, policy, rule),
+                    Action::Pass => continue 'tiers,
+                    Action::Log => {}
+                }
+            }
+        }
+        if enforced && tier.default_action == TierAction::Deny {
+            return Some(format!("denied by the default action of tier {}", tier.name));
+        }
+    }
+    Some("allowed by the profile of its namespace".to_owned())
 }
 
 /// The tiers and policies considered, up to what decided.
@@ -358,11 +400,11 @@ fn read(
         staged: policy.staged,
         rules: Vec::new(),
     };
-    for (index, rule) in rules.iter().enumerate() {
+    for rule in rules {
         let failed = failures(set, rule, packet);
         let matched = failed.is_empty();
         let (action, conditions) = (action_name(rule.action), describe(rule));
-        seen.rules.push(RuleTrace { rule: index + 1, action, conditions, failed });
+        seen.rules.push(RuleTrace { rule: rule.origin + 1, action, conditions, failed });
         if matched && rule.action != Action::Log {
             return (seen, Some(rule.action));
         }
@@ -393,6 +435,9 @@ pub(super) fn near_misses(trace: &[TierTrace], allow: bool) -> Vec<NearMiss> {
         }
     }
     near.sort_by_key(|miss| miss.failed.len());
+    // Of several rules that come from one, the nearest tells it.
+    let mut told = HashSet::new();
+    near.retain(|miss| told.insert((miss.policy_kind, miss.policy.clone(), miss.rule)));
     near.truncate(NEAR_MISSES);
     near
 }

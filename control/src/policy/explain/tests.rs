@@ -14,7 +14,8 @@ fn selector(text: &str) -> Option<Selector> {
 
 fn rule(action: Action, source: Entity, destination: Entity) -> Rule {
     let (protocol, not_protocol, icmp, not_icmp) = (None, None, None, None);
-    Rule { action, v4: true, v6: true, protocol, not_protocol, icmp, not_icmp, source, destination }
+    let (v4, v6, origin) = (true, true, 0);
+    Rule { origin, action, v4, v6, protocol, not_protocol, icmp, not_icmp, source, destination }
 }
 
 fn from(text: &str) -> Entity {
@@ -25,7 +26,10 @@ fn port(port: u16) -> Entity {
     Entity { ports: vec![PortMatch::Range(port..=port)], ..Entity::default() }
 }
 
-fn policy(name: &str, chosen: &str, ingress: Vec<Rule>) -> Policy {
+fn policy(name: &str, chosen: &str, mut ingress: Vec<Rule>) -> Policy {
+    for (origin, rule) in ingress.iter_mut().enumerate() {
+        rule.origin = origin;
+    }
     Policy {
         source: PolicySource::GlobalNetworkPolicy,
         name: ObjectName { namespace: String::new(), name: name.into() },
@@ -125,6 +129,7 @@ fn a_denial_reads_like_an_answer() {
          egress   not judged here: the source is no pod of this cluster\n  \
          ingress  denied by tier security, policy quarantine, rule 2 (Deny: source matches role \
          == \"tmp\", cluster db)\n           \
+         without that rule it would be allowed by the profile of its namespace\n           \
          with staged policies enforced: would be denied by the default action of tier trials: policy \
          trial applies to local:a/web, and no rule allows this (the same verdict)\n  \
          route    none of ours: the kernel's own routes hold"
@@ -221,6 +226,135 @@ fn what_cannot_be_answered_says_why() {
         error(json!({"from": "a/api", "to": "a/web", "protocol": "icmp", "port": 1})),
         "port: only tcp, udp and sctp have ports"
     );
+}
+
+#[test]
+fn several_rules_from_one_have_its_number() {
+    let mut derived = derived();
+    let mut policies = (*derived.policies).clone();
+    let mut api = (*policies.tiers[2].policies[0]).clone();
+    for rule in api.ingress.iter_mut().flatten() {
+        rule.origin = 6;
+    }
+    policies.tiers[2].policies[0] = Arc::new(api);
+    derived.policies = Arc::new(policies);
+    derived.compiled = compile(&derived.policies, &derived.identities);
+    let ask = |port: u16| {
+        let query = json!({"from": "a/web", "to": "a/api", "port": port});
+        let query = serde_json::from_value(query).expect("a query");
+        explain(&derived, &query).expect("an answer").ingress.expect("ingress")
+    };
+    let allowed = ask(443);
+    assert_eq!(allowed.rule, Some(7));
+    assert!(allowed.reason.contains("policy api, rule 7 (Allow: tcp"), "{}", allowed.reason);
+    let numbers = allowed.trace.iter().flat_map(|tier| &tier.policies).last().expect("a policy");
+    assert_eq!(numbers.rules.iter().map(|rule| rule.rule).collect::<Vec<_>>(), [7, 7]);
+    assert_eq!(ask(80).near_misses.iter().map(|miss| miss.rule).collect::<Vec<_>>(), [7]);
+}
+
+#[test]
+fn pods_that_there_are_not() {
+    let from = json!({"namespace": "a", "labels": "role=web"});
+    let to = json!({"namespace": "a", "labels": {"role": "api"}, "ports": {"http": "8081"}});
+    let allowed = answer(json!({"from": from, "to": "a/api", "port": 443}));
+    assert_eq!(allowed.verdict, Verdict::Allow);
+    assert_eq!(allowed.from.identities[0].kind, "hypothetical-pod");
+    assert_eq!(allowed.from.identities[0].name, "a/(role=web)");
+    let text = allowed.to_string();
+    assert!(
+        text.starts_with("allowed: a pod local:a/(role=web) -> local:a/api (10.0.0.2)"),
+        "{text}"
+    );
+    assert!(allowed.egress.is_some(), "it is taken to be on this node");
+    let both = answer(json!({"from": from, "to": to, "port": 8081}));
+    assert_eq!(both.ingress.expect("ingress").rule, Some(1), "by its named port");
+    let remote = json!({"cluster": "db", "namespace": "a", "labels": "role=tmp"});
+    let denied = answer(json!({"from": remote, "to": to, "port": 8081}));
+    assert_eq!((denied.verdict, denied.egress, denied.route), (Verdict::Deny, None, None));
+    assert_eq!(denied.ingress.expect("ingress").policy.as_deref(), Some("quarantine"));
+    // Its address is nobody's, so it is no known address by itself.
+    let other = json!({"namespace": "a", "labels": {"role": "other"}});
+    let denied = answer(json!({"from": other, "to": "a/api", "port": 8080}));
+    assert_eq!(denied.verdict, Verdict::Deny);
+    let six = answer(json!({"from": "db:b/six", "to": to, "port": 1}));
+    assert!(six.to.address.is_ipv6());
+
+    let error = |query| ask(query).expect_err("no answer").to_string();
+    assert_eq!(
+        error(json!({"from": {"namespace": "nowhere"}, "to": "a/api", "port": 1})),
+        "no namespace \"nowhere\" in cluster local: what a pod there inherits is not known"
+    );
+    assert!(error(json!({"from": {"cluster": "mars"}, "to": "a/api", "port": 1})).contains("mars"));
+    let wrong = |value: Value| {
+        let query = json!({"from": value, "to": "a/api", "port": 1});
+        serde_json::from_value::<Query>(query).expect_err("refused").to_string()
+    };
+    assert!(wrong(json!({"label": "a=b"})).contains("unknown field `label`"));
+    assert!(wrong(json!({"labels": "a"})).contains("\"a\" has no value"));
+    assert!(wrong(json!({"labels": {"a": []}})).contains("a is []"));
+    assert!(wrong(json!(7)).contains("7 is no end of a connection"));
+    let port = json!({"namespace": "a", "ports": "http=x"});
+    assert!(error(json!({"from": port, "to": "a/api", "port": 1})).starts_with("ports: a port is"));
+}
+
+#[test]
+fn selectors_are_told_in_the_users_words() {
+    let k8s = "projectcalico.org/orchestrator == 'k8s'";
+    let in_shop = "projectcalico.org/namespace == 'shop'";
+    for (selector, wanted) in [
+        ("role == 'x'".to_owned(), "role == \"x\""),
+        ("has(a) || has(b)".to_owned(), "has(a) || has(b)"),
+        (format!("{in_shop} && (has(a) || has(b))"), "has(a) || has(b) in namespace shop"),
+        (format!("{in_shop} && ({k8s} && has(a))"), "has(a) in namespace shop"),
+        (format!("{in_shop} && {k8s}"), "anything in namespace shop"),
+        ("pcns.team == 'x' && has(a)".to_owned(), "has(a) in namespaces with team == \"x\""),
+        ("has(projectcalico.org/namespace)".to_owned(), "anything in any namespace"),
+        ("!has(projectcalico.org/namespace)".to_owned(), "anything in no namespace"),
+        (
+            "has(pcsa.x) && projectcalico.org/serviceaccount in {'a'}".to_owned(),
+            "anything of service accounts with has(x) of service account in {\"a\"}",
+        ),
+        ("all()".to_owned(), "all()"),
+        (k8s.to_owned(), "projectcalico.org/orchestrator == \"k8s\""),
+    ] {
+        assert_eq!(labels::spoken(&Selector::parse(&selector).expect("a selector")), wanted);
+    }
+}
+
+#[test]
+fn odd_queries_say_what_is_wrong() {
+    let wrong = |field: &str, value: Value| {
+        let mut query = json!({"from": "a/web", "to": "a/api", "port": 1});
+        query[field] = value;
+        match serde_json::from_value::<Query>(query) {
+            Err(error) => error.to_string(),
+            Ok(query) => explain(&derived(), &query).expect_err("no answer").to_string(),
+        }
+    };
+    for (field, value, wanted) in [
+        ("protocol", json!(256), "\"256\" is not a protocol"),
+        ("protocol", json!(-1), "\"-1\" is not a protocol"),
+        ("protocol", json!(6.5), "\"6.5\" is not a protocol"),
+        ("protocol", json!("+6"), "\"+6\" is not a protocol"),
+        ("protocol", json!(""), "\"\" is not a protocol"),
+        ("protocol", json!(["tcp"]), "is not a protocol"),
+        ("protocol", json!(47), "port: only tcp, udp and sctp have ports"),
+        ("protocol", json!("icmp"), "port: only tcp, udp and sctp have ports"),
+        ("port", json!(null), "port: tcp, udp and sctp need a destination port"),
+        ("port", json!(65536), "65536"),
+        ("port", json!("80"), "expected u16"),
+        ("icmp-type", json!(8), "icmp_type: only ICMP has types and codes"),
+        ("icmp_code", json!(0), "icmp_type: only ICMP has types and codes"),
+        ("from", json!(""), "\"\" is neither"),
+        ("from", json!("a/b/c"), "\"a/b/c\" is neither"),
+        ("from", json!("a/"), "\"a/\" is neither"),
+        ("from", json!("fd00::1"), "no address family in common"),
+    ] {
+        let error = wrong(field, value.clone());
+        assert!(error.contains(wanted), "{field}: {value}: {error}");
+    }
+    let default = json!({"from": "a/web", "to": "a/api", "port": 443, "protocol": null});
+    assert_eq!(answer(default).protocol, Protocol(6));
 }
 
 #[test]

@@ -20,6 +20,9 @@ impl fmt::Display for EndpointInfo {
             Some(it) if it.kind == "network-set" => {
                 write!(f, "{} (in network set {})", self.address, it.name)
             }
+            Some(it) if it.kind == "hypothetical-pod" => {
+                write!(f, "a pod {}:{}", it.cluster, it.name)
+            }
             Some(it) => write!(f, "{}:{} ({})", it.cluster, it.name, self.address),
         }
     }
@@ -72,6 +75,9 @@ impl fmt::Display for Answer {
 impl Side {
     fn write(&self, f: &mut fmt::Formatter<'_>, name: &str) -> fmt::Result {
         writeln!(f, "  {name:<8} {}", self.reason)?;
+        if let Some(otherwise) = &self.otherwise {
+            writeln!(f, "           without that rule it would be {otherwise}")?;
+        }
         // What might have denied is of interest to programs at most.
         let misses = self.near_misses.iter().filter(|_| self.verdict == Verdict::Deny);
         for miss in misses {

@@ -8,6 +8,7 @@ use std::ops::RangeInclusive;
 use tieline_dataplane::addr::Addr;
 use tieline_dataplane::tables::L4;
 
+use super::labels::{has, spoken};
 use super::query::Protocol;
 use super::story::{Packet, Peer};
 use crate::policy::model::{Entity, Icmp, PolicySet, PortMatch, Rule};
@@ -36,10 +37,10 @@ pub(super) fn describe(rule: &Rule) -> Vec<String> {
             add("not in ", list(not_nets));
         }
         if let Some(selector) = selector {
-            add("matches ", bare(selector));
+            add("", format!("matches {}", spoken(selector)));
         }
         if let Some(selector) = not_selector {
-            add("does not match ", bare(selector));
+            add("", format!("does not match {}", spoken(selector)));
         }
         if !ports.is_empty() {
             add("port ", port_list(ports));
@@ -75,7 +76,7 @@ pub(super) fn failures(set: &PolicySet, rule: &Rule, packet: &Packet<'_>) -> Vec
         name.is_icmp() && icmp.kind == kind && icmp.code.is_none_or(|wanted| wanted == code)
     };
     let own = if name.is_icmp() { format!("type {kind} code {code}") } else { name.to_string() };
-    // A failed protocol says all about types.
+    // A failed protocol says all about types and ports.
     let comparable = rule.protocol.is_none_or(|wanted| wanted == protocol);
     if let Some(icmp) = rule.icmp.filter(|icmp| comparable && !is(*icmp)) {
         failed.push(format!("{own} is not {}", icmp_words(icmp)));
@@ -83,8 +84,15 @@ pub(super) fn failures(set: &PolicySet, rule: &Rule, packet: &Packet<'_>) -> Vec
     if rule.not_icmp.is_some_and(is) {
         failed.push(format!("{own} is what notICMP excludes"));
     }
-    entity_failures("source", &rule.source, &packet.source, &packet.l4, &mut failed);
-    entity_failures("destination", &rule.destination, &packet.destination, &packet.l4, &mut failed);
+    for (end, entity, peer) in [
+        ("source", &rule.source, &packet.source),
+        ("destination", &rule.destination, &packet.destination),
+    ] {
+        address_failures(end, entity, peer, &mut failed);
+        if comparable {
+            port_failures(end, entity, peer, &packet.l4, &mut failed);
+        }
+    }
     service_failures(set, rule, packet, &mut failed);
     failed
 }
@@ -112,7 +120,7 @@ fn service_failures(set: &PolicySet, rule: &Rule, packet: &Packet<'_>, failed: &
     }
 }
 
-fn entity_failures(end: &str, entity: &Entity, peer: &Peer<'_>, l4: &L4, failed: &mut Vec<String>) {
+fn address_failures(end: &str, entity: &Entity, peer: &Peer<'_>, failed: &mut Vec<String>) {
     let Peer { addr, owners } = peer;
     let name = peer.name();
     if !entity.nets.is_empty() && !entity.nets.iter().any(|net| net.contains(*addr)) {
@@ -125,13 +133,17 @@ fn entity_failures(end: &str, entity: &Entity, peer: &Peer<'_>, l4: &L4, failed:
     if let Some(selector) = entity.selector.as_ref().filter(|selector| !chooses(selector)) {
         failed.push(format!(
             "{end} {name} does not match {}{}",
-            bare(selector),
+            spoken(selector),
             has(selector, peer)
         ));
     }
     if let Some(selector) = entity.not_selector.as_ref().filter(chooses) {
-        failed.push(format!("{end} {name} matches {}, which notSelector excludes", bare(selector)));
+        failed
+            .push(format!("{end} {name} matches {}, which notSelector excludes", spoken(selector)));
     }
+}
+
+fn port_failures(end: &str, entity: &Entity, peer: &Peer<'_>, l4: &L4, failed: &mut Vec<String>) {
     let destination = end == "destination";
     let port = if destination { l4.destination } else { l4.source };
     let protocol = Protocol(l4.protocol);
@@ -180,19 +192,6 @@ fn named<'p>(
     ports.map(|port| port.port)
 }
 
-/// What of the labels that a selector looks at is there.
-fn has(selector: &Selector, peer: &Peer<'_>) -> String {
-    let Some(owner) = peer.owners.first() else {
-        return ": it is no endpoint and in no network set that is known".to_owned();
-    };
-    let labels = selector.keys().iter().map(|key| match owner.labels.get(&**key) {
-        Some(value) => format!("{key} is {value}"),
-        None => format!("no label {key}"),
-    });
-    let labels: Vec<String> = labels.collect();
-    if labels.is_empty() { String::new() } else { format!(" ({})", labels.join(", ")) }
-}
-
 fn icmp_words(icmp: Icmp) -> String {
     match icmp.code {
         Some(code) => format!("type {} code {code}", icmp.kind),
@@ -225,12 +224,4 @@ fn list<T: ToString>(all: &[T]) -> String {
         words.push(format!("{} more", all.len() - LISTED));
     }
     words.join(", ")
-}
-
-/// The canonical form without the outermost parentheses.
-fn bare(selector: &Selector) -> String {
-    let text = selector.as_str();
-    // Only a group begins with a parenthesis, and then all of it is inside.
-    let inner = text.strip_prefix('(').and_then(|text| text.strip_suffix(')'));
-    inner.unwrap_or(text).to_owned()
 }

@@ -3,7 +3,8 @@
 //!
 //! Promises: any text is parsed or refused in time proportional to its length,
 //! never by recursion on it; two selectors that print the same are equal; what
-//! is printed parses to an equal selector. Knows nothing of policies: where a
+//! is printed parses to a selector that chooses the same, and to an equal one
+//! unless a negation negates another. Knows nothing of policies: where a
 //! selector may say `global()` or how long it may be is the API's business.
 //!
 //! ```text
@@ -170,6 +171,20 @@ impl Selector {
     /// requirement a set of labels does not meet.
     pub fn requirement(&self) -> Option<Requirement<'_>> {
         requirement(&self.0.root)
+    }
+
+    /// The conditions that must all hold: the members of `&&` at the top, and of
+    /// those within them; the selector itself if it is no such group.
+    pub fn conjuncts(&self) -> Vec<Self> {
+        fn collect(node: &Arc<Node>, all: &mut Vec<Selector>) {
+            match &**node {
+                Node::And(members) => members.iter().for_each(|member| collect(member, all)),
+                _ => all.push(Selector::new(node.clone())),
+            }
+        }
+        let mut all = Vec::new();
+        collect(&self.0.root, &mut all);
+        all
     }
 
     /// The canonical form.

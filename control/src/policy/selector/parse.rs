@@ -48,7 +48,9 @@ impl Group {
     fn close(mut self) -> Arc<Node> {
         self.close_all();
         let node = single_or(self.any, Node::Or);
-        if self.negated { negate(node) } else { node }
+        // As Calico: only signs that stand together cancel, so that `!(!has(a))`
+        // prints as `!!has(a)`.
+        if self.negated { Arc::new(Node::Not(node)) } else { node }
     }
 }
 

@@ -1,0 +1,166 @@
+//! Requests to one API server.
+
+use std::time::Duration;
+
+use http_body_util::BodyExt;
+use hyper::header::{ACCEPT_ENCODING, RETRY_AFTER};
+use hyper::{Request, Response};
+use kube::client::Body;
+use kube::{Client, Config};
+use tokio::time::timeout;
+
+use super::failure::{Cause, Failure};
+use super::wire::Status;
+
+/// The largest answer that is read, in bytes.
+const LARGEST_PAGE: usize = 256 << 20;
+/// The longest line of a watch, in bytes; objects have at most some two
+/// megabytes.
+const LONGEST_LINE: usize = 16 << 20;
+/// How much of an error's text is read, in bytes.
+const LONGEST_REFUSAL: usize = 64 << 10;
+
+/// An API server, as reached in one way.
+#[derive(Clone)]
+pub(super) struct Api {
+    client: Client,
+    server: String,
+    /// How long it may take to answer.
+    patience: Duration,
+}
+
+impl Api {
+    /// The server that a configuration names.
+    pub(super) async fn new(mut config: Config, patience: Duration) -> Result<Self, Failure> {
+        let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
+        config.connect_timeout = Some(patience);
+        // Watches are silent for minutes; who asks minds the time by itself.
+        config.read_timeout = None;
+        config.default_retry = false;
+        // Making a client may run a program, which may take its time.
+        let made = tokio::task::spawn_blocking(move || Client::try_from(config)).await;
+        match made {
+            Ok(Ok(client)) => Ok(Self { client, server, patience }),
+            Ok(Err(error)) => Err(Failure { server, cause: unmade(&error) }),
+            Err(error) => Err(Failure { server, cause: Cause::Other(error.to_string()) }),
+        }
+    }
+
+    pub(super) fn failure(&self, cause: Cause) -> Failure {
+        Failure { server: self.server.clone(), cause }
+    }
+
+    async fn send(&self, path: &str) -> Result<Response<Body>, Failure> {
+        let request = Request::get(path).header(ACCEPT_ENCODING, "identity").body(Body::empty());
+        let request = request.map_err(|e| self.failure(Cause::Other(e.to_string())))?;
+        let sent = timeout(self.patience, self.client.send(request)).await;
+        let response = match sent {
+            Err(_) => return Err(self.failure(Cause::Silent(self.patience))),
+            Ok(Err(error)) => return Err(self.failure(Cause::of_error(&error))),
+            Ok(Ok(response)) => response,
+        };
+        let code = response.status().as_u16();
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        let after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+        let after = after.and_then(|text| text.parse().ok()).map(Duration::from_secs);
+        let text = self.body(response, LONGEST_REFUSAL).await.unwrap_or_default();
+        let status = serde_json::from_slice(&text).unwrap_or_else(|_| Status {
+            message: String::from_utf8_lossy(&text).into_owned(),
+            ..Status::default()
+        });
+        Err(self.failure(Cause::of_status(code, status, after)))
+    }
+
+    async fn body(&self, response: Response<Body>, limit: usize) -> Result<Vec<u8>, Failure> {
+        let mut body = response.into_body();
+        let mut bytes = Vec::new();
+        while let Some(chunk) = self.chunk(&mut body, Some(self.patience)).await? {
+            bytes.extend_from_slice(&chunk);
+            if bytes.len() > limit {
+                let cause = Cause::Nonsense(format!("more than {limit} bytes at once"));
+                return Err(self.failure(cause));
+            }
+        }
+        Ok(bytes)
+    }
+
+    async fn chunk(
+        &self,
+        body: &mut Body,
+        patience: Option<Duration>,
+    ) -> Result<Option<hyper::body::Bytes>, Failure> {
+        loop {
+            let frame = match patience {
+                None => body.frame().await,
+                Some(patience) => match timeout(patience, body.frame()).await {
+                    Ok(frame) => frame,
+                    Err(_) => return Err(self.failure(Cause::Silent(patience))),
+                },
+            };
+            match frame {
+                None => return Ok(None),
+                Some(Err(error)) => return Err(self.failure(Cause::of_error(&error))),
+                // Trailers are not data.
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        return Ok(Some(data));
+                    }
+                }
+            }
+        }
+    }
+
+    /// The whole answer to a request.
+    pub(super) async fn get(&self, path: &str) -> Result<Vec<u8>, Failure> {
+        let response = self.send(path).await?;
+        self.body(response, LARGEST_PAGE).await
+    }
+
+    /// An answer that goes on, line by line.
+    pub(super) async fn watch(&self, path: &str) -> Result<Lines, Failure> {
+        let response = self.send(path).await?;
+        Ok(Lines { api: self.clone(), body: response.into_body(), buffer: Vec::new() })
+    }
+}
+
+/// Why there is no client.
+fn unmade(error: &kube::Error) -> Cause {
+    match error {
+        kube::Error::RustlsTls(error) => Cause::Other(format!(
+            "the client certificate, its key or the authority can't be used: {error}; correct \
+             client-certificate-data, client-key-data or certificate-authority-data"
+        )),
+        error => Cause::of_error(error),
+    }
+}
+
+/// The lines of a watch.
+pub(super) struct Lines {
+    api: Api,
+    body: Body,
+    buffer: Vec<u8>,
+}
+
+impl Lines {
+    /// The next whole lines, as many as have come; `None` when the server has
+    /// ended the watch. Loses nothing when it is dropped half-way.
+    pub(super) async fn next(&mut self) -> Result<Option<Vec<u8>>, Failure> {
+        loop {
+            if let Some(end) = self.buffer.iter().rposition(|byte| *byte == b'\n') {
+                let rest = self.buffer.split_off(end + 1);
+                return Ok(Some(std::mem::replace(&mut self.buffer, rest)));
+            }
+            if self.buffer.len() > LONGEST_LINE {
+                let cause = Cause::Nonsense(format!("a line of more than {LONGEST_LINE} bytes"));
+                return Err(self.api.failure(cause));
+            }
+            match self.api.chunk(&mut self.body, None).await? {
+                Some(chunk) => self.buffer.extend_from_slice(&chunk),
+                // What is left is half a line.
+                None => return Ok(None),
+            }
+        }
+    }
+}

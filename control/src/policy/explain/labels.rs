@@ -1,0 +1,123 @@
+//! Conditions on labels in the user's words: the conversion has put namespaces
+//! and service accounts into selectors, and here they come out again.
+
+use super::story::Peer;
+use crate::policy::selector::Selector;
+
+const NAMESPACE: &str = "projectcalico.org/namespace";
+const ORCHESTRATOR: &str = "projectcalico.org/orchestrator";
+const SERVICE_ACCOUNT: &str = "projectcalico.org/serviceaccount";
+
+/// What a condition is about.
+enum About {
+    /// Calico's own sign that something is a pod.
+    Pod,
+    /// The namespace by its name.
+    Namespace,
+    /// Labels of the namespace.
+    NamespaceLabels,
+    /// The service account by its name.
+    Account,
+    /// Labels of the service account.
+    AccountLabels,
+    /// Labels of the thing itself, or of several.
+    Own,
+}
+
+fn about(condition: &Selector) -> About {
+    let keys = condition.keys();
+    let all = |prefix: &str| !keys.is_empty() && keys.iter().all(|key| key.starts_with(prefix));
+    match keys {
+        [key] if **key == *ORCHESTRATOR => About::Pod,
+        [key] if **key == *NAMESPACE => About::Namespace,
+        [key] if **key == *SERVICE_ACCOUNT => About::Account,
+        _ if all("pcns.") => About::NamespaceLabels,
+        _ if all("pcsa.") => About::AccountLabels,
+        _ => About::Own,
+    }
+}
+
+/// A selector as a user would say it, to follow "matches".
+pub(super) fn spoken(selector: &Selector) -> String {
+    let (mut own, mut rest) = (Vec::new(), Vec::new());
+    for condition in selector.conjuncts() {
+        let text = condition.as_str();
+        let without = |prefix: &str| bare(text).replace(prefix, "");
+        match about(&condition) {
+            About::Pod => {}
+            About::Namespace => rest.push(namespace(text)),
+            About::NamespaceLabels => {
+                rest.push(format!("in namespaces with {}", without("pcns.")));
+            }
+            About::Account => rest.push(format!(
+                "of service account{}",
+                text.strip_prefix(SERVICE_ACCOUNT).unwrap_or(text)
+            )),
+            About::AccountLabels => {
+                rest.push(format!("of service accounts with {}", without("pcsa.")));
+            }
+            About::Own => own.push(condition),
+        }
+    }
+    let mut words = match own.as_slice() {
+        [] if rest.is_empty() => return bare(selector.as_str()).to_owned(),
+        [] => "anything".to_owned(),
+        [only] => bare(only.as_str()).to_owned(),
+        all => all.iter().map(Selector::as_str).collect::<Vec<_>>().join(" && "),
+    };
+    for part in rest {
+        words.push(' ');
+        words.push_str(&part);
+    }
+    words
+}
+
+fn namespace(text: &str) -> String {
+    let operand = text.strip_prefix(NAMESPACE).and_then(|rest| rest.strip_prefix(" == "));
+    match (operand, text.starts_with('!'), text.contains("has(")) {
+        (Some(name), ..) => format!("in namespace {}", name.trim_matches('"')),
+        (None, false, true) => "in any namespace".to_owned(),
+        (None, true, true) => "in no namespace".to_owned(),
+        _ => format!("with {text}"),
+    }
+}
+
+/// What stands in the way of a selector: the labels of the conditions that
+/// fail, as they are.
+pub(super) fn has(selector: &Selector, peer: &Peer<'_>) -> String {
+    let Some(owner) = peer.owners.first() else {
+        return ": it is no endpoint and in no network set that is known".to_owned();
+    };
+    let failing = selector.conjuncts();
+    let failing = failing.iter().filter(|condition| !condition.matches(&owner.labels));
+    let mut keys: Vec<&str> = Vec::new();
+    let failing: Vec<_> = failing.collect();
+    for key in failing.iter().flat_map(|condition| condition.keys()) {
+        if !keys.contains(&&**key) {
+            keys.push(key);
+        }
+    }
+    let labels = keys.into_iter().map(|key| {
+        let name = match (key, key.split_once('.')) {
+            (ORCHESTRATOR, _) => return "it is no pod".to_owned(),
+            (NAMESPACE, _) => "its namespace".to_owned(),
+            (SERVICE_ACCOUNT, _) => "its service account".to_owned(),
+            (_, Some(("pcns", key))) => format!("its namespace's {key}"),
+            (_, Some(("pcsa", key))) => format!("its service account's {key}"),
+            _ => key.to_owned(),
+        };
+        match owner.labels.get(key) {
+            Some(value) => format!("{name} is {value}"),
+            None if name.starts_with("its") => format!("{name} is not set"),
+            None => format!("no label {name}"),
+        }
+    });
+    let labels: Vec<String> = labels.collect();
+    if labels.is_empty() { String::new() } else { format!(" ({})", labels.join(", ")) }
+}
+
+/// The canonical form without the outermost parentheses.
+fn bare(text: &str) -> &str {
+    // Only a group begins with a parenthesis, and then all of it is inside.
+    text.strip_prefix('(').and_then(|text| text.strip_suffix(')')).unwrap_or(text)
+}

@@ -1,0 +1,5 @@
+//! Clusters read from real API servers.
+#![forbid(unsafe_code)]
+
+mod follower;
+mod same;
