@@ -186,14 +186,21 @@ impl<K: Ord, V: PartialEq> Map<K, V> {
             let none = || Vec::new().into_iter().flatten().peekable();
             return Diff { old: none(), new: none() };
         }
-        let unlike = |map: &'a Self, other: &Self| {
+        // Changes are few: most chunks are shared at the same place.
+        let (a, b) = (self.chunks.as_slice(), new.chunks.as_slice());
+        let same = |(a, b): &(&Arc<_>, &Arc<_>)| Arc::ptr_eq(a, b);
+        let head = a.iter().zip(b).take_while(same).count();
+        let (a, b) = (&a[head..], &b[head..]);
+        let tail = a.iter().rev().zip(b.iter().rev()).take_while(same).count();
+        let (a, b) = (&a[..a.len() - tail], &b[..b.len() - tail]);
+        let unlike = |chunks: &'a [Arc<Chunk<K, V>>], others: &[Arc<Chunk<K, V>>]| {
             // A chunk that both have is the same entries, wherever it stands.
-            let shared: HashSet<_> = other.chunks.iter().map(Arc::as_ptr).collect();
-            let chunks = map.chunks.iter().filter(|chunk| !shared.contains(&Arc::as_ptr(chunk)));
+            let shared: HashSet<_> = others.iter().map(Arc::as_ptr).collect();
+            let chunks = chunks.iter().filter(|chunk| !shared.contains(&Arc::as_ptr(chunk)));
             let slices: Vec<&'a [(K, V)]> = chunks.map(|chunk| chunk.as_slice()).collect();
             slices.into_iter().flatten().peekable()
         };
-        Diff { old: unlike(self, new), new: unlike(new, self) }
+        Diff { old: unlike(a, b), new: unlike(b, a) }
     }
 }
 

@@ -64,6 +64,8 @@ pub fn rule_selectors(set: &PolicySet, objects: &PolicyObjects) -> BTreeSet<Sele
 /// without a change, are the same allocation is for whoever works on from them.
 #[derive(Debug, Default)]
 pub struct Converter {
+    /// The objects that the entries are of.
+    objects: PolicyObjects,
     entries: BTreeMap<(PolicyKind, ObjectName), Entry>,
     set: Arc<PolicySet>,
 }
@@ -98,6 +100,10 @@ impl Converter {
 
     /// Brings the entries up to date; whether any of them changed.
     fn take_over(&mut self, objects: &PolicyObjects) -> bool {
+        if self.objects.0.is_same(&objects.0) {
+            return false;
+        }
+        self.objects = objects.clone();
         let unchanged = self.entries.len() == objects.0.len()
             && self.entries.iter().zip(&objects.0).all(|((known, entry), (key, object))| {
                 Arc::ptr_eq(&entry.object, object) && known == key
