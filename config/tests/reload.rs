@@ -5,7 +5,7 @@ use std::path::Path;
 use tieline_config::{Config, Reload};
 
 /// A valid configuration in which no key has its default, by key.
-const OTHER: [(&str, &str); 39] = [
+const OTHER: [(&str, &str); 41] = [
     ("node", "'n'"),
     ("datastore.kind", "'kubernetes'"),
     ("datastore.path", "'/other'"),
@@ -51,7 +51,7 @@ const OTHER: [(&str, &str); 39] = [
 const OTHER_LOG: [(&str, &str); 2] = [("log.level", "'trace'"), ("log.format", "'json'")];
 
 /// Keys that a running daemon takes over; all others need a restart.
-const LIVE: [&str; 8] = [
+const LIVE: [&str; 10] = [
     "datastore.remotes",
     "overlay.scope",
     "overlay.verify-checksum",

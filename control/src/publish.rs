@@ -1,10 +1,12 @@
 //! From what control has worked out to what workers look up.
 //!
 //! [`Tables`] holds the tables in force. Each time it is given what is wanted,
-//! it applies the difference to a clone of the current snapshot (which shares
-//! all that stays) and publishes the result; wanting what is in force already
-//! publishes nothing. Numbers of VTEPs and nodes stay the same while these
-//! exist, so that flows which name them stay valid.
+//! it puts that into a clone of the current snapshot (which shares all that
+//! stays) and publishes the result; wanting what is in force already publishes
+//! nothing. Endpoints and policies come as tables that share what stays with
+//! the ones before; routes and VTEPs are compared only when they have been
+//! worked out anew. Numbers of VTEPs and nodes stay the same while these exist,
+//! so that flows which name them stay valid.
 
 use std::collections::BTreeMap;
 use std::hash::Hash;
@@ -12,27 +14,22 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ahash::{HashMap, HashSet};
-use tieline_dataplane::addr::{Addr, Prefix};
+use tieline_dataplane::addr::Prefix;
 use tieline_dataplane::publish::{Publisher, Reader};
-use tieline_dataplane::tables::{
-    ClassId, Endpoint, EndpointPolicy, NodeId, Overlay, Path, Policies, Route, Snapshot, VtepId,
-    VtepSpec,
-};
+use tieline_dataplane::tables::{NodeId, Overlay, Path, Route, Snapshot, VtepId, VtepSpec};
 
 use crate::link::Adjacency;
 use crate::policy::compile::Compiled;
 use crate::resolve::{Resolved, RouteTarget, VtepKey};
 use crate::state::ClusterId;
 
-/// The content of a snapshot in comparable form.
-#[derive(Clone, Debug, Default, PartialEq)]
+/// Routes and VTEPs of a snapshot in comparable form, and what they follow from.
+#[derive(Clone, Debug, Default)]
 struct Content {
-    overlay: Option<Overlay>,
+    resolved: Option<Arc<Resolved>>,
+    adjacencies: BTreeMap<IpAddr, Adjacency>,
     routes: BTreeMap<Prefix, Route>,
     vteps: BTreeMap<VtepId, VtepSpec>,
-    endpoints: BTreeMap<Addr, Endpoint>,
-    prefixes: BTreeMap<Prefix, ClassId>,
-    policies: Vec<Option<Arc<EndpointPolicy>>>,
 }
 
 /// The tables in force, and the way to replace them.
@@ -75,35 +72,71 @@ impl Tables {
     pub fn apply(
         &mut self,
         overlay: Overlay,
-        resolved: &Resolved,
+        resolved: &Arc<Resolved>,
         compiled: &Compiled,
         adjacencies: &BTreeMap<IpAddr, Adjacency>,
     ) -> bool {
-        let content = self.content(overlay, resolved, compiled, adjacencies);
-        let changed = content != self.content;
+        let current = self.publisher.current().clone();
+        let mut next = (*current).clone();
+        let mut changed = false;
+        if *next.overlay != overlay {
+            next.overlay = Arc::new(overlay);
+            changed = true;
+        }
+        changed |= self.place(&mut next, resolved, adjacencies);
+        if !next.endpoints.is_same(&compiled.endpoints) {
+            next.endpoints = compiled.endpoints.clone();
+            changed = true;
+        }
+        if !next.policies.is_same(&compiled.policies) {
+            next.policies = compiled.policies.clone();
+            changed = true;
+        }
         if changed {
-            let mut next = (**self.publisher.current()).clone();
             next.generation += 1;
-            update(&mut next, &self.content, &content);
-            self.content = content;
             self.publisher.publish(next);
         }
         self.publisher.collect();
         changed
     }
 
+    /// Puts routes and VTEPs into a snapshot; whether that changes it.
+    fn place(
+        &mut self,
+        next: &mut Snapshot,
+        resolved: &Arc<Resolved>,
+        adjacencies: &BTreeMap<IpAddr, Adjacency>,
+    ) -> bool {
+        let known = self.content.resolved.as_ref();
+        if known.is_some_and(|known| Arc::ptr_eq(known, resolved))
+            && self.content.adjacencies == *adjacencies
+        {
+            return false;
+        }
+        let content = self.content(resolved, adjacencies);
+        let old = std::mem::replace(&mut self.content, content);
+        let new = &self.content;
+        if old.routes == new.routes && old.vteps == new.vteps {
+            return false;
+        }
+        update(next, &old, new);
+        true
+    }
+
     fn content(
         &mut self,
-        overlay: Overlay,
-        resolved: &Resolved,
-        compiled: &Compiled,
+        resolved: &Arc<Resolved>,
         adjacencies: &BTreeMap<IpAddr, Adjacency>,
     ) -> Content {
         self.vtep_ids.retain(|key| resolved.vteps.contains_key(key));
         let nodes: HashSet<(&ClusterId, &str)> =
             resolved.vteps.keys().map(|key| (&key.cluster, key.node.as_str())).collect();
         self.node_ids.retain(|(cluster, node)| nodes.contains(&(cluster, node.as_str())));
-        let mut content = Content { overlay: Some(overlay), ..Content::default() };
+        let mut content = Content {
+            resolved: Some(resolved.clone()),
+            adjacencies: adjacencies.clone(),
+            ..Content::default()
+        };
         for (key, vtep) in &resolved.vteps {
             let node = NodeId(self.node_ids.get(&(key.cluster.clone(), key.node.clone())));
             let spec = VtepSpec {
@@ -119,21 +152,6 @@ impl Tables {
                 content.routes.insert(*prefix, route);
             }
         }
-        let known = compiled.endpoints.iter().map(|(addr, class, policy)| {
-            (*addr, Endpoint { class: *class, policy: *policy, local: policy.is_some() })
-        });
-        content.endpoints = known.collect();
-        for addr in &resolved.local_addresses {
-            let addr = Addr::from(*addr);
-            let class = class_of(&compiled.prefixes, addr);
-            content
-                .endpoints
-                .entry(addr)
-                .or_insert(Endpoint { class, policy: None, local: true })
-                .local = true;
-        }
-        content.prefixes = compiled.prefixes.iter().copied().collect();
-        content.policies = compiled.policies.clone();
         content
     }
 
@@ -151,14 +169,6 @@ impl Tables {
     }
 }
 
-/// An address of the node itself has no identity: its class is that of the
-/// nets that hold it.
-fn class_of(prefixes: &[(Prefix, ClassId)], addr: Addr) -> ClassId {
-    let holding = prefixes.iter().filter(|(prefix, _)| prefix.contains(addr));
-    let unknown = if addr.is_v4() { ClassId::UNKNOWN_V4 } else { ClassId::UNKNOWN_V6 };
-    holding.max_by_key(|(prefix, _)| prefix.len128()).map_or(unknown, |(_, class)| *class)
-}
-
 fn path(adjacency: &Adjacency) -> Option<Path> {
     match adjacency {
         Adjacency::Resolved { source, source_mac, next_hop_mac, .. } => Some(Path {
@@ -172,11 +182,6 @@ fn path(adjacency: &Adjacency) -> Option<Path> {
 
 /// Applies the difference between two contents to a snapshot.
 fn update(next: &mut Snapshot, old: &Content, new: &Content) {
-    if let Some(overlay) = &new.overlay
-        && old.overlay.as_ref() != Some(overlay)
-    {
-        next.overlay = Arc::new(overlay.clone());
-    }
     // Removals first: a VTEP may take over the address of one that left.
     for (id, _) in gone(&old.vteps, &new.vteps) {
         next.vteps.remove(*id);
@@ -189,21 +194,6 @@ fn update(next: &mut Snapshot, old: &Content, new: &Content) {
     }
     for (prefix, route) in fresh(&old.routes, &new.routes) {
         next.routes.insert(*prefix, *route);
-    }
-    for (addr, _) in gone(&old.endpoints, &new.endpoints) {
-        next.endpoints.remove(*addr);
-    }
-    for (addr, endpoint) in fresh(&old.endpoints, &new.endpoints) {
-        next.endpoints.insert(*addr, *endpoint);
-    }
-    for (prefix, _) in gone(&old.prefixes, &new.prefixes) {
-        next.endpoints.remove_prefix(prefix);
-    }
-    for (prefix, class) in fresh(&old.prefixes, &new.prefixes) {
-        next.endpoints.insert_prefix(*prefix, *class);
-    }
-    if old.policies != new.policies {
-        next.policies = Policies::new(new.policies.iter().cloned());
     }
 }
 

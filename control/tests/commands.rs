@@ -173,6 +173,49 @@ fn explain_answers_one_and_many_without_a_daemon() {
 }
 
 #[test]
+fn pods_that_there_are_not_can_be_asked_about() {
+    let site = Site::new();
+    let explain = |arguments: &[&str]| {
+        site.run(&[&["explain", "--config", "tieline.toml", "-o", "json"], arguments].concat())
+    };
+    let to = ["--to-labels", "app=db,tier=data", "--to-namespace", "shop", "--to-cluster", "far"];
+    let from = ["--from-labels", "app=web", "--from-namespace", "shop"];
+    let allowed = explain(&[&from[..], &to, &["--port", "5432"]].concat());
+    assert_eq!(exit(&allowed), 0, "{}", text(&allowed));
+    let answer = json(&allowed);
+    assert_eq!(answer["from"]["identities"][0]["kind"], "hypothetical-pod");
+    assert_eq!(answer["to"]["identities"][0]["name"], "shop/(app=db,tier=data)");
+    assert_eq!((&answer["egress"]["rule"], &answer["route"]), (&1.into(), &Value::Null));
+    // The pod that there is, to one that there is not; and with another label.
+    let real = explain(&[&["--from", "shop/web"], &to[..], &["--port", "5432"]].concat());
+    assert_eq!(exit(&real), 0);
+    let other = ["--to-labels", "app=cache", "--to-namespace", "shop", "--to-cluster", "far"];
+    assert_eq!(exit(&explain(&[&from[..], &other, &["--port", "5432"]].concat())), 1);
+    site.write(
+        "queries",
+        r#"{"from":{"namespace":"shop","labels":{"app":"web"}},"to":"far:shop/db","port":5432,"expect":"allow"}"#,
+    );
+    let expect = ["check", "--config", "tieline.toml", "--expect", "queries"];
+    assert_eq!(exit(&site.run(&expect)), 0);
+    for wrong in [
+        &["--from", "shop/web", "--from-labels", "app=web", "--to", "shop/web", "--port", "1"][..],
+        &["--from-labels", "app", "--from-namespace", "shop", "--to", "shop/web", "--port", "1"],
+        &["--from-namespace", "nowhere", "--to", "shop/web", "--port", "1"],
+        &["--from-labels", "app=web", "--from-cluster", "mars", "--to", "shop/web", "--port", "1"],
+        &["--from-labels", "app=web", "--port", "1"],
+        &["--from", "shop/web", "--to", "far:shop/db", "--protocol", "gre", "--port", "1"],
+        &["--from", "shop/web", "--to", "far:shop/db"],
+        &["--from", "shop/web", "--to", "far:shop/db", "--protocol", "icmp", "--port", "1"],
+        &["--from", "shop/web", "--to", "fd00::1", "--port", "1"],
+        &["--from", "shop/web", "--to", "far:shop/db", "--port", "65536"],
+    ] {
+        let refused = explain(wrong);
+        assert_eq!(exit(&refused), 2, "{wrong:?}: {}", text(&refused));
+        assert!(!refused.stderr.is_empty(), "{wrong:?}");
+    }
+}
+
+#[test]
 fn expected_verdicts_are_compared() {
     let site = Site::new();
     let connection = |port: u16, expect: &str| {

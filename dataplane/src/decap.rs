@@ -46,6 +46,8 @@ fn read<M: Memory>(cx: &Context<'_>, memory: &M, stride: &mut Stride<'_>) {
 
 #[inline]
 fn finish<M: Memory>(cx: &Context<'_>, memory: &mut M, stride: &mut Stride<'_>, tally: &mut Tally) {
+    // Counted here first: in registers.
+    let (mut packets, mut bytes) = (0, 0);
     for (frame, verdict, work) in stride.iter() {
         if *verdict != Verdict::Local {
             continue;
@@ -54,12 +56,14 @@ fn finish<M: Memory>(cx: &Context<'_>, memory: &mut M, stride: &mut Stride<'_>, 
         let outcome = enforce(cx, work, || memory.bytes(frame), origin, tally);
         match outcome.and_then(|_| rewrite(cx, memory, frame, work)) {
             Ok(()) => {
-                tally.decapsulated_packets += 1;
-                tally.decapsulated_bytes += u64::from(frame.len);
+                packets += 1;
+                bytes += u64::from(frame.len);
             }
             Err(reason) => *verdict = Verdict::Drop(reason),
         }
     }
+    tally.decapsulated_packets += packets;
+    tally.decapsulated_bytes += bytes;
 }
 
 /// The outer IP header, read.

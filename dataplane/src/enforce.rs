@@ -58,7 +58,7 @@ pub(crate) fn enforce<'f>(
 ) -> Result<VtepId, DropReason> {
     let (packet, tuple) = (&work.packet, &work.tuple);
     match cx.flows.find(tuple, cx.now) {
-        Ok(found) if !is_apart(packet, tuple, &found.state) => {
+        Ok(found) if !is_apart(packet, tuple, &found.state()) => {
             tally.flow_hits += 1;
             known(cx, packet, tuple, origin, &found, tally)
         }
@@ -96,16 +96,41 @@ fn known(
     found: &Found,
     tally: &mut Tally,
 ) -> Result<VtepId, DropReason> {
-    let mut state = found.state;
-    let from_local = tuple.from_low == state.low_is_local;
+    let state = found.state();
     if cx.tables.is_newer_than(state.generation) {
         if cx.tables.concerns(state.generation, tuple.key.ends()) {
             tally.flow_rejudged += 1;
-            state = judge_again(cx, packet, tuple, *found)?;
-        } else {
-            cx.flows.confirm(found, cx.tables.generation as u32);
+            return known_anew(cx, packet, tuple, origin, *found);
         }
+        cx.flows.confirm(found, cx.tables.generation as u32);
     }
+    pass(cx, packet, tuple, origin, found, &state)
+}
+
+/// The same for a flow that has to be judged again first.
+#[cold]
+fn known_anew(
+    cx: &Context<'_>,
+    packet: &Packet,
+    tuple: &FlowTuple,
+    origin: Origin,
+    found: Found,
+) -> Result<VtepId, DropReason> {
+    let state = judge_again(cx, packet, tuple, &found)?;
+    pass(cx, packet, tuple, origin, &found, &state)
+}
+
+/// Whether a packet of a flow in this state may pass.
+#[inline(always)]
+fn pass(
+    cx: &Context<'_>,
+    packet: &Packet,
+    tuple: &FlowTuple,
+    origin: Origin,
+    found: &Found,
+    state: &FlowState,
+) -> Result<VtepId, DropReason> {
+    let from_local = tuple.from_low == state.low_is_local;
     match origin {
         Origin::Gateway if !from_local => return Err(DropReason::SourceNotLocal),
         Origin::Underlay(_) if from_local => return Err(DropReason::SourceNotOwned),
@@ -118,7 +143,7 @@ fn known(
     }
     cx.flows.touch(found, tuple.from_low, packet.tcp_flags, cx.now);
     if let Fragment::First { ident } = packet.fragment {
-        remember_fragments(cx, packet, ident, state, tuple.from_low)?;
+        remember_fragments(cx, packet, ident, *state, tuple.from_low)?;
     }
     Ok(state.vtep)
 }
@@ -149,14 +174,13 @@ const fn denied(source_is_local: bool) -> DropReason {
     if source_is_local { DropReason::EgressDenied } else { DropReason::IngressDenied }
 }
 
-#[cold]
 fn judge_again(
     cx: &Context<'_>,
     packet: &Packet,
     tuple: &FlowTuple,
-    found: Found,
+    found: &Found,
 ) -> Result<FlowState, DropReason> {
-    let old = found.state;
+    let old = found.state();
     let (low, high) = tuple.key.ends();
     let (source, destination) = if old.from_low { (low, high) } else { (high, low) };
     let opening = Opening {
@@ -177,7 +201,7 @@ fn judge_again(
         generation: cx.tables.generation as u32,
         ..old
     };
-    cx.flows.update(&found, &state, cx.now);
+    cx.flows.update(found, &state, cx.now);
     Ok(state)
 }
 
@@ -258,7 +282,7 @@ fn unknown(
         // Another worker may have remembered it meanwhile, or it is apart from
         // a flow with its name; one that is denied stays denied.
         if let Some(FlowState { allow: false, from_low, low_is_local, .. }) =
-            standing.map(|found| found.state)
+            standing.map(|found| found.state())
         {
             return Err(denied(from_low == low_is_local));
         }
@@ -278,7 +302,7 @@ fn about_known_flow(cx: &Context<'_>, packet: &Packet, frame: &[u8]) -> Option<R
     }
     let tuple = FlowTuple::of(&quoted, cx.tables.overlay.vni, cx.flows.hasher());
     let found = cx.flows.find(&tuple, cx.now).ok()?;
-    found.state.allow.then_some(found.state.rule)
+    found.state().allow.then_some(found.state().rule)
 }
 
 /// The later fragments of this packet pass with it.

@@ -106,6 +106,7 @@ impl HeapMemory {
         }
     }
 
+    #[inline]
     fn range(&self, frame: &Frame) -> std::ops::Range<usize> {
         let end = frame.head.saturating_add(frame.len);
         let held = self.held.get(frame.chunk as usize).copied().unwrap_or(false);
@@ -146,10 +147,12 @@ impl Memory for HeapMemory {
         }
     }
 
+    #[inline]
     fn bytes(&self, frame: &Frame) -> &[u8] {
         &self.bytes[self.range(frame)]
     }
 
+    #[inline]
     fn bytes_mut(&mut self, frame: &Frame) -> &mut [u8] {
         let range = self.range(frame);
         &mut self.bytes[range]
@@ -157,7 +160,8 @@ impl Memory for HeapMemory {
 
     #[inline]
     fn prefetch(&self, frame: &Frame) {
-        crate::hint::prefetch_bytes(self.bytes(frame));
+        let start = frame.chunk as usize * self.chunk_size as usize + frame.head as usize;
+        crate::hint::prefetch_bytes(self.bytes.get(start..).unwrap_or_default());
     }
 }
 

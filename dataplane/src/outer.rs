@@ -55,8 +55,8 @@ pub struct Header {
     bytes: [u8; V6 + MACS],
     v4: bool,
     /// IPv4: sum of the IP header. IPv6: sum of the pseudo header without the
-    /// length.
-    sum: u64,
+    /// length. The carries are folded in.
+    sum: u16,
 }
 
 impl Header {
@@ -94,7 +94,7 @@ impl Header {
         } else {
             checksum::sum(&bytes[IP + 8..][..32]) + u64::from(protocol::UDP)
         };
-        Self { bytes, v4, sum }
+        Self { bytes, v4, sum: !checksum::finish(sum) }
     }
 
     /// Bytes that the headers put in front of a frame.
@@ -133,8 +133,8 @@ impl Header {
         front.copy_from_slice(&self.bytes[..V4 + MACS]);
         front[IP + 1] = varying.ecn;
         front[IP + 2..IP + 4].copy_from_slice(&total_len.to_be_bytes());
-        let sum = self.sum + u64::from(total_len) + u64::from(varying.ecn);
-        front[IP + 10..IP + 12].copy_from_slice(&checksum::finish(sum).to_be_bytes());
+        let sum = u32::from(self.sum) + u32::from(total_len) + u32::from(varying.ecn);
+        front[IP + 10..IP + 12].copy_from_slice(&checksum::finish_small(sum).to_be_bytes());
         // RFC 7348 section 5: the UDP checksum should be zero over IPv4.
         fill_udp_vxlan(&mut front[IP + 20..V4], total_len - 20, overlay, varying);
         front[V4 + 6..].copy_from_slice(&overlay.mac_v4.0);
@@ -157,7 +157,7 @@ impl Header {
         fill_udp_vxlan(&mut front[IP + 40..V6], udp_len, overlay, varying);
         front[V6 + 6..].copy_from_slice(&overlay.mac_v6.0);
         if overlay.udp6_checksum {
-            let sum = self.sum + u64::from(udp_len) + checksum::sum(&bytes[IP + 40..]);
+            let sum = u64::from(self.sum) + u64::from(udp_len) + checksum::sum(&bytes[IP + 40..]);
             // RFC 768: a sum of zero is sent as all ones.
             let sum = match checksum::finish(sum) {
                 0 => 0xffff,

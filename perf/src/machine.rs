@@ -33,7 +33,7 @@ impl Machine {
             time: now.map(|time| time.as_secs()).unwrap_or_default(),
             mitigations: mitigations(),
             settings: SETTINGS.iter().map(|path| setting(path)).collect(),
-            load: [load(), f64::NAN],
+            load: [load(); 2],
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }
     }

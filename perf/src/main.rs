@@ -5,6 +5,7 @@
 //! run       plan (scenarios, steps) -> work on a rig -> outcome -> page, bars
 //!           rig: bed (namespaces, CPUs) + subject (who routes) + generator, sink
 //! compare   two results
+//! report    the page of kept results
 //! pipeline  the packet path over frames in memory
 //! ```
 //!
@@ -13,8 +14,10 @@
 
 #![forbid(unsafe_code)]
 
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
 
 mod bars;
@@ -30,6 +33,7 @@ mod priority;
 mod report;
 mod rig;
 mod run;
+mod scale;
 mod subject;
 mod usage;
 mod work;
@@ -50,8 +54,18 @@ enum Verb {
     List,
     /// What got better or worse from one results.json to another.
     Compare(compare::Options),
+    /// Writes the page and the tables of a results.json anew.
+    Report {
+        /// The results.
+        results: PathBuf,
+        /// Directory to write to.
+        #[arg(long, default_value = "tieline-perf")]
+        out: PathBuf,
+    },
     /// The packet path over frames in memory, one core.
     Pipeline(pipeline::Options),
+    /// What the tables cost as they grow: memory, lookups, publication.
+    Scale(scale::Options),
 }
 
 /// How a result is printed.
@@ -63,12 +77,21 @@ enum Output {
     Json,
 }
 
+fn report_of(results: &Path, out: &Path) -> anyhow::Result<ExitCode> {
+    let results = outcome::Results::read(results)?;
+    std::fs::create_dir_all(out).with_context(|| format!("make {}", out.display()))?;
+    page::write(&results, out)?;
+    Ok(ExitCode::SUCCESS)
+}
+
 fn main() -> ExitCode {
     let outcome = match Cli::parse().verb {
         Verb::Run(options) => run::check_root().and_then(|()| run::run(&options)),
         Verb::List => Ok(run::list()),
         Verb::Compare(options) => compare::run(&options),
+        Verb::Report { results, out } => report_of(&results, &out),
         Verb::Pipeline(options) => Ok(pipeline::run(&options)),
+        Verb::Scale(options) => Ok(scale::run(&options)),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("tieline-perf: {error:#}");

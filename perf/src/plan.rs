@@ -6,7 +6,7 @@
 use crate::bed::{Cpus, Offloads};
 use crate::flows::Load;
 use crate::outcome::{About, BASELINE};
-use crate::subject::{Kernel, Program, Subject, Tieline, Way, Wire};
+use crate::subject::{Inside, Kernel, Ovs, Program, Sockets, Subject, Tieline, Vpp, Way, Wire};
 use crate::work::{Effort, Work};
 
 /// One subject under one load.
@@ -49,7 +49,7 @@ pub(crate) const SCENARIOS: [Scenario; 14] = [
     ),
     plain(
         "ports",
-        "Tieline's ports, with policy and without, alone and behind the kernel's routing",
+        "Tieline's ports, with policy and without, and other routers in user space",
         false,
     ),
     sweep("sizes", "packets of other sizes", "bytes in the frame"),
@@ -164,7 +164,9 @@ impl Choice<'_> {
             }
             "ports" => {
                 let base = self.tieline();
-                let of = |mode| Tieline { mode, ..base.clone() };
+                // Without a program in the driver a veth takes no redirected frames,
+                // so these get theirs from the kernel.
+                let of = |mode| Tieline { mode, way: Way::Node, ..base.clone() };
                 let kinds = [
                     base.clone(),
                     Tieline { rules: None, ..base.clone() },
@@ -175,6 +177,15 @@ impl Choice<'_> {
                 steps.push(step(Box::new(Kernel { rules: None }), small(FLOWS[0]), flood));
                 for kind in kinds {
                     steps.push(step(Box::new(kind), small(FLOWS[0]), flood));
+                }
+                let others: [Box<dyn Subject>; 3] = [
+                    Box::new(Ovs { conntrack: false }),
+                    Box::new(Ovs { conntrack: true }),
+                    Box::new(Vpp),
+                ];
+                steps.extend(others.into_iter().map(|other| step(other, small(FLOWS[0]), flood)));
+                for sockets in [Sockets::Own, Sockets::Afxdp] {
+                    steps.push(step(Box::new(Inside(sockets)), small(FLOWS[0]), flood));
                 }
             }
             "sizes" => {

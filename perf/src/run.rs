@@ -68,8 +68,8 @@ pub(crate) fn list() -> ExitCode {
 pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let chosen = chosen(options)?;
     let cpus = Cpus::choose()?;
-    let first = First::take();
-    let bed = clear_up_on_signals(first)?;
+    let held = Held::new();
+    clear_up_on_signals(&held)?;
     pin(cpus.traffic);
     std::fs::create_dir_all(&options.out)
         .with_context(|| format!("make {}", options.out.display()))?;
@@ -89,7 +89,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let mut progress = Progress::new(plan::seconds(&steps, effort), steps.len());
     for step in &steps {
         progress.next(step, effort);
-        match take_step(step, effort, cpus, &bed) {
+        match take_step(step, effort, cpus, &held) {
             Ok(rows) => {
                 rows.iter().for_each(|row| progress.tell(row));
                 results.rows.extend(rows);
@@ -101,10 +101,11 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
                 results.gaps.push(gap(step.scenario, &name, reason));
             }
         }
+        // What was measured stays, whatever becomes of the rest.
+        results.machine.load[1] = load();
+        results.bars = bars::judge(&results);
+        page::write(&results, &options.out)?;
     }
-    results.machine.load[1] = load();
-    results.bars = bars::judge(&results);
-    page::write(&results, &options.out)?;
     print!("{}", page::markdown(&results));
     println!("\nwritten: {}", options.out.join("report.html").display());
     let missed = results.bars.iter().any(|bar| !bar.met);
@@ -153,12 +154,36 @@ fn gap(scenario: &str, subject: &str, reason: String) -> Gap {
     Gap { scenario: scenario.to_owned(), subject: subject.to_owned(), reason }
 }
 
-/// The lab that has to be closed on a signal.
-type Open = Arc<Mutex<Option<Closer>>>;
+/// What has to be undone, at the end as on a signal.
+struct Held(Arc<Mutex<(Option<Closer>, Option<First>)>>);
 
-fn take_step(step: &Step, effort: Effort, cpus: Cpus, open: &Open) -> anyhow::Result<Vec<Row>> {
+impl Held {
+    fn new() -> Self {
+        Self(Arc::new(Mutex::new((None, Some(First::take())))))
+    }
+
+    fn lab(&self, closer: Closer) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).0 = Some(closer);
+    }
+
+    fn undo(held: &Mutex<(Option<Closer>, Option<First>)>) {
+        let mut held = held.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(closer) = held.0.take() {
+            closer.close();
+        }
+        held.1 = None;
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        Self::undo(&self.0);
+    }
+}
+
+fn take_step(step: &Step, effort: Effort, cpus: Cpus, held: &Held) -> anyhow::Result<Vec<Row>> {
     let bed = Bed::new(cpus)?;
-    *open.lock().unwrap_or_else(PoisonError::into_inner) = Some(bed.lab.closer());
+    held.lab(bed.lab.closer());
     let at = Place {
         scenario: step.scenario.to_owned(),
         subject: step.subject.name(),
@@ -168,22 +193,17 @@ fn take_step(step: &Step, effort: Effort, cpus: Cpus, open: &Open) -> anyhow::Re
     measure(&bed, &*step.subject, step.load, step.work, effort, &at)
 }
 
-/// Removes the test bed and ends this program when it is told to end.
-fn clear_up_on_signals(first: First) -> anyhow::Result<Open> {
-    let open = Open::default();
-    let at_signal = open.clone();
+/// Undoes everything and ends this program when it is told to end.
+fn clear_up_on_signals(held: &Held) -> anyhow::Result<()> {
+    let held = held.0.clone();
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("catch signals")?;
     std::thread::spawn(move || {
         let Some(signal) = signals.forever().next() else { return };
-        // The bed's owner must not make anything new meanwhile.
-        if let Some(closer) = at_signal.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            closer.close();
-        }
-        drop(first);
+        Held::undo(&held);
         eprintln!("ended by signal {signal}; everything is removed");
         std::process::exit(128 + signal);
     });
-    Ok(open)
+    Ok(())
 }
 
 /// Tells how far it is.

@@ -134,7 +134,7 @@ fn report(offline: &Offline, expectations: Option<Expectations>) -> Report {
             remotes: derived.world.remotes.len(),
             routes: derived.resolved.routes.len(),
             vteps: derived.resolved.vteps.len(),
-            identities: derived.identities.len(),
+            identities: derived.identities().len(),
             tiers: derived.policies.tiers.len(),
             policies: derived.policies.tiers.iter().map(|tier| tier.policies.len()).sum(),
         },

@@ -53,7 +53,7 @@ pub fn xdp(local: &ClusterObjects, node: &str) -> Option<Condition> {
 /// known of pods and host endpoints only, never of a set.
 pub fn named_ports(derived: &Derived) -> Vec<Condition> {
     let remote: Vec<&Identity> = derived
-        .identities
+        .identities()
         .iter()
         .filter(|it| it.cluster != ClusterId::Local && !it.ports.is_empty())
         .collect();

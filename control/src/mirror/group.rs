@@ -179,13 +179,13 @@ impl<'a> Keys<'a> {
 }
 
 /// Knows which selectors match.
-struct Judge<'a> {
-    matcher: Matcher<'a>,
+struct Judge {
+    matcher: Matcher,
     /// The selectors below this place are in force.
     in_force: u32,
 }
 
-impl Judge<'_> {
+impl Judge {
     fn shape(&self, own: &Labels, classes: &[(usize, Class)], keys: &Keys<'_>) -> Shape {
         let mut labels = Labels::new();
         let mut left_out = Vec::new();

@@ -67,7 +67,7 @@ pub fn work_out(
     let mut wanted = Wanted::default();
     if modes.mirror {
         let selectors = rule_selectors(&derived.policies, &derived.world.local.policy);
-        let groups = grouper.group(&selectors, &derived.identities);
+        let groups = grouper.group(&selectors, derived.identities());
         wanted.sets = sets::wanted(&groups, existing.0);
         let kept = existing.0.iter().filter(|(_, set)| unknown.contains(&set.cluster));
         wanted.sets.extend(kept.map(|(name, set)| (name.clone(), set.clone())));

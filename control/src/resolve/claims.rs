@@ -10,7 +10,8 @@ use crate::state::World;
 
 /// Ranges, addresses and underlay networks of the local cluster, each with the
 /// object that it is known from.
-pub(super) struct Claims {
+#[derive(Debug, Default)]
+pub(crate) struct Claims {
     ranges: Ranges,
     networks: Ranges,
     addresses: BTreeMap<Addr, String>,
@@ -18,6 +19,7 @@ pub(super) struct Claims {
 
 /// Ranges with their owners, by family (IPv4 is true) and first address; none
 /// lies in another.
+#[derive(Debug, Default)]
 struct Ranges(BTreeMap<(bool, Addr), (Prefix, String)>);
 
 impl Ranges {
@@ -44,6 +46,8 @@ impl Ranges {
 }
 
 impl Claims {
+    /// Pods within a range of the cluster are not told apart from it.
+    ///
     /// A disabled pool claims nothing by itself: the usual way to keep local
     /// pods' addresses from being masqueraded towards a remote pool is a
     /// disabled local pool with its range. Blocks that it still has do claim.
@@ -53,10 +57,13 @@ impl Claims {
         let pools = pools.map(|(name, pool)| (pool.cidr, format!("IPPool {name}")));
         let blocks = local.blocks.iter().filter(|(_, block)| !block.deleted);
         let blocks = blocks.map(|(name, block)| (block.cidr, format!("IPAMBlock {name}")));
+        let ranges = Ranges::new(pools.chain(blocks).collect());
         let mut addresses = BTreeMap::new();
         for (name, pod) in &local.pods {
             for addr in &pod.addresses {
-                addresses.insert(Addr::from(*addr), format!("Pod {name}"));
+                if ranges.overlapping(&Prefix::host((*addr).into())).is_none() {
+                    addresses.insert(Addr::from(*addr), format!("Pod {name}"));
+                }
             }
         }
         for (name, node) in &local.nodes {
@@ -66,20 +73,36 @@ impl Claims {
                 addresses.insert(addr.into(), format!("Node {name}"));
             }
         }
-        let ranges = Ranges::new(pools.chain(blocks).collect());
         Self { ranges, networks: Ranges::new(networks(world)), addresses }
     }
 
     /// The local object that owns an address.
-    pub(super) fn owner(&self, addr: IpAddr) -> Option<&str> {
+    pub(crate) fn owner(&self, addr: IpAddr) -> Option<&str> {
         self.overlapping(&Prefix::host(addr.into()))
     }
 
     /// A local object that owns some of a range.
     pub(super) fn overlapping(&self, prefix: &Prefix) -> Option<&str> {
-        let first = self.addresses.range(prefix.addr()..).next();
-        let address = first.filter(|(addr, _)| prefix.contains(**addr)).map(|(_, owner)| owner);
-        address.map(String::as_str).or_else(|| Some(self.ranges.overlapping(prefix)?.1))
+        let range = self.ranges.overlapping(prefix).map(|(_, owner)| owner);
+        range.or_else(|| {
+            let first = self.addresses.range(prefix.addr()..).next();
+            let address = first.filter(|(addr, _)| prefix.contains(**addr));
+            address.map(|(_, owner)| owner.as_str())
+        })
+    }
+
+    /// Whether a range of the local cluster holds an address: a pod there adds
+    /// nothing to what is claimed.
+    pub(super) fn holds(&self, prefix: &Prefix) -> bool {
+        self.ranges.overlapping(prefix).is_some_and(|(range, _)| range.len128() <= prefix.len128())
+    }
+
+    /// Whether the same addresses are claimed.
+    pub(crate) fn covers_same(&self, other: &Self) -> bool {
+        let ranges = |claims: &Self| -> Vec<Prefix> {
+            claims.ranges.0.values().map(|(range, _)| *range).collect()
+        };
+        self.addresses.keys().eq(other.addresses.keys()) && ranges(self) == ranges(other)
     }
 
     /// A network that local nodes are connected to and that overlaps a range,

@@ -5,17 +5,19 @@
 //! An address of a remote cluster that the local cluster owns, or that two
 //! remote clusters claim, is no identity's.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ahash::HashMap;
 use tieline_dataplane::addr::{Addr, Prefix};
 
 use super::Notes;
 use super::claims::{Claims, disputed};
 use crate::policy::api::{PolicyKind, PolicyObject};
 use crate::state::{
-    ClusterId, ClusterObjects, Identity, IdentityKind, Labels, ObjectName, Pod, Severity, World,
+    ClusterId, ClusterObjects, HostEndpoint, Identity, IdentityKind, Labels, ObjectName, Pod,
+    Severity, World,
 };
 
 const NAMESPACE: &str = "projectcalico.org/namespace";
@@ -24,26 +26,44 @@ const NAME: &str = "projectcalico.org/name";
 /// All identities.
 pub(super) fn identities(world: &World) -> Vec<Identity> {
     let mut all = Vec::new();
-    let everything = |_: IpAddr| true;
-    add_pods(&mut all, world, &ClusterId::Local, &world.local, &everything);
-    add_hosts(&mut all, &ClusterId::Local, &world.local, &everything);
-    add_network_sets(&mut all, &world.local);
+    add(&mut all, world, &ClusterId::Local, &world.local, &|_| true);
+    all.extend(network_sets(&world.local));
     let claims = Claims::new(world);
     let disputed = disputed(remote_addresses(world).map(|(name, _, addr)| (name, addr)));
-    let ours = |addr: IpAddr| claims.owner(addr).is_none() && !disputed.contains(&Addr::from(addr));
+    let ours = |addr: Addr| claims.owner(addr.to_ip()).is_none() && !disputed.contains(&addr);
     for (name, remote) in &world.remotes {
         let cluster = ClusterId::Remote(name.clone());
-        add_pods(&mut all, world, &cluster, &remote.objects, &ours);
-        add_hosts(&mut all, &cluster, &remote.objects, &ours);
+        add(&mut all, world, &cluster, &remote.objects, &ours);
     }
     all
 }
 
-/// Says which remote identities don't count, and which labels are missing.
+/// Adds a cluster's pods and host endpoints, with those of their addresses that
+/// count.
+fn add(
+    all: &mut Vec<Identity>,
+    world: &World,
+    cluster: &ClusterId,
+    objects: &ClusterObjects,
+    counts: &dyn Fn(Addr) -> bool,
+) {
+    let mut inherited = Inherited::new(objects);
+    let pods = objects
+        .pods
+        .iter()
+        .map(|(name, object)| pod(cluster, &world.node, name, object, &mut inherited));
+    let hosts = objects.host_endpoints.iter().map(|(name, object)| host(cluster, name, object));
+    all.extend(pods.chain(hosts).filter_map(|mut identity| {
+        identity.nets.retain(|net| counts(net.addr()));
+        (!identity.nets.is_empty()).then_some(identity)
+    }));
+}
+
+/// Says which remote identities don't count.
 pub(super) fn check(world: &World, claims: &Claims, notes: &mut Notes) {
     let disputed = disputed(remote_addresses(world).map(|(name, _, addr)| (name, addr)));
     let mut refused: BTreeMap<(&str, String), (String, usize)> = BTreeMap::new();
-    for (cluster, object, addr) in remote_addresses(world) {
+    for (cluster, (kind, name), addr) in remote_addresses(world) {
         let reason = if let Some(owner) = claims.owner(addr) {
             format!("lies in local {owner}, which wins")
         } else if disputed.contains(&Addr::from(addr)) {
@@ -51,7 +71,7 @@ pub(super) fn check(world: &World, claims: &Claims, notes: &mut Notes) {
         } else {
             continue;
         };
-        let first = || (format!("{object} at {addr}"), 0);
+        let first = || (format!("{kind} {name} at {addr}"), 0);
         refused.entry((cluster, reason)).or_insert_with(first).1 += 1;
     }
     for ((cluster, reason), (first, count)) in refused {
@@ -64,107 +84,97 @@ pub(super) fn check(world: &World, claims: &Claims, notes: &mut Notes) {
         let cluster = ClusterId::Remote(cluster.into());
         notes.add(Severity::Error, &cluster, object.to_owned(), &message);
     }
-    check_namespaces(&ClusterId::Local, &world.local, notes);
+}
+
+/// Says which pods lack labels because their namespace is not there.
+pub(super) fn check_namespaces(world: &World, notes: &mut Notes) {
+    check_namespaces_of(&ClusterId::Local, &world.local, notes);
     for (name, remote) in &world.remotes {
-        check_namespaces(&ClusterId::Remote(name.clone()), &remote.objects, notes);
+        check_namespaces_of(&ClusterId::Remote(name.clone()), &remote.objects, notes);
     }
 }
 
-fn check_namespaces(cluster: &ClusterId, objects: &ClusterObjects, notes: &mut Notes) {
-    let used: BTreeSet<&str> = objects.pods.keys().map(|name| name.namespace.as_str()).collect();
-    for namespace in used.into_iter().filter(|name| !objects.namespaces.contains_key(*name)) {
-        notes.add(
-            Severity::Warning,
-            cluster,
-            format!("Namespace {namespace}"),
-            "there is no such object, so the namespace's pods inherit no labels from it; add it",
-        );
+fn check_namespaces_of(cluster: &ClusterId, objects: &ClusterObjects, notes: &mut Notes) {
+    let mut next = objects.pods.iter().next();
+    while let Some((ObjectName { namespace, .. }, _)) = next {
+        if !objects.namespaces.contains_key(namespace) {
+            notes.add(
+                Severity::Warning,
+                cluster,
+                format!("Namespace {namespace}"),
+                "there is no such object, so the namespace's pods inherit no labels from it; add it",
+            );
+        }
+        // The pods are sorted by namespace: on to the first of the next one.
+        let after = ObjectName { namespace: format!("{namespace}\0"), name: String::new() };
+        next = objects.pods.starting_at(&after).next();
     }
 }
+
+/// An object that claims an address: kind and name.
+type Claimant<'a> = (&'static str, &'a dyn std::fmt::Display);
 
 /// Addresses that remote clusters claim: cluster, object, address.
-fn remote_addresses(world: &World) -> impl Iterator<Item = (&str, String, IpAddr)> {
+fn remote_addresses(world: &World) -> impl Iterator<Item = (&str, Claimant<'_>, IpAddr)> {
     world.remotes.iter().flat_map(|(cluster, remote)| {
         let pods = remote.objects.pods.iter().flat_map(|(name, pod)| {
-            pod.addresses.iter().map(move |addr| (format!("Pod {name}"), *addr))
+            pod.addresses.iter().map(move |addr| (("Pod", name as &dyn std::fmt::Display), *addr))
         });
         let hosts = remote.objects.host_endpoints.iter().flat_map(|(name, host)| {
-            host.addresses.iter().map(move |addr| (format!("HostEndpoint {name}"), *addr))
+            let claimant = ("HostEndpoint", name as &dyn std::fmt::Display);
+            host.addresses.iter().map(move |addr| (claimant, *addr))
         });
         pods.chain(hosts).map(move |(object, addr)| (&**cluster, object, addr))
     })
 }
 
-fn add_pods(
-    all: &mut Vec<Identity>,
-    world: &World,
+/// A pod, with all its addresses. `node` is this node's name.
+pub(crate) fn pod<'a>(
     cluster: &ClusterId,
-    objects: &ClusterObjects,
-    counts: &dyn Fn(IpAddr) -> bool,
-) {
-    let inherited = Inherited::new(objects);
-    for (name, pod) in &objects.pods {
-        let addresses = pod.addresses.iter().copied().filter(|addr| counts(*addr));
-        let nets: Vec<Prefix> = addresses.map(|addr| Prefix::host(addr.into())).collect();
-        if nets.is_empty() {
-            continue;
-        }
-        let local = *cluster == ClusterId::Local && pod.node == world.node;
-        all.push(Identity {
-            cluster: cluster.clone(),
-            kind: if local { IdentityKind::LocalWorkload } else { IdentityKind::Workload },
-            name: name.clone(),
-            node: pod.node.clone(),
-            labels: Arc::new(inherited.pod(name, pod)),
-            nets,
-            ports: pod.ports.clone(),
-        });
+    node: &str,
+    name: &'a ObjectName,
+    pod: &'a Pod,
+    inherited: &mut Inherited<'a>,
+) -> Identity {
+    let local = *cluster == ClusterId::Local && pod.node == node;
+    Identity {
+        cluster: cluster.clone(),
+        kind: if local { IdentityKind::LocalWorkload } else { IdentityKind::Workload },
+        name: name.clone(),
+        node: pod.node.clone(),
+        labels: inherited.pod(name, pod),
+        nets: pod.addresses.iter().map(|addr| Prefix::host((*addr).into())).collect(),
+        ports: pod.ports.clone(),
     }
 }
 
-fn add_hosts(
-    all: &mut Vec<Identity>,
-    cluster: &ClusterId,
-    objects: &ClusterObjects,
-    counts: &dyn Fn(IpAddr) -> bool,
-) {
-    for (name, host) in &objects.host_endpoints {
-        let addresses = host.addresses.iter().copied().filter(|addr| counts(*addr));
-        let nets: Vec<Prefix> = addresses.map(|addr| Prefix::host(addr.into())).collect();
-        if nets.is_empty() {
-            continue;
-        }
-        all.push(Identity {
-            cluster: cluster.clone(),
-            kind: IdentityKind::Host,
-            name: ObjectName { namespace: String::new(), name: name.clone() },
-            node: host.node.clone(),
-            labels: Arc::new(host.labels.clone()),
-            nets,
-            ports: host.ports.clone(),
-        });
+/// A host endpoint, with all its addresses.
+pub(crate) fn host(cluster: &ClusterId, name: &str, host: &HostEndpoint) -> Identity {
+    Identity {
+        cluster: cluster.clone(),
+        kind: IdentityKind::Host,
+        name: ObjectName { namespace: String::new(), name: name.to_owned() },
+        node: host.node.clone(),
+        labels: Arc::new(host.labels.clone()),
+        nets: host.addresses.iter().map(|addr| Prefix::host((*addr).into())).collect(),
+        ports: host.ports.clone(),
     }
 }
 
-/// Network sets never cross clusters.
-fn add_network_sets(all: &mut Vec<Identity>, local: &ClusterObjects) {
-    let inherited = Inherited::new(local);
-    for ((kind, name), object) in &local.policy.0 {
-        let set = match &**object {
-            PolicyObject::NetworkSet(set) => set,
-            #[allow(unreachable_patterns, reason = "network sets may be the only objects")]
-            _ => continue,
-        };
+/// Network sets. They never cross clusters.
+pub(crate) fn network_sets(local: &ClusterObjects) -> impl Iterator<Item = Identity> {
+    local.policy.0.iter().filter_map(|((kind, name), object)| {
+        let PolicyObject::NetworkSet(set) = &**object else { return None };
         // What we have written for Felix is known better from its origin.
         if set.labels.contains_key(crate::mirror::OWNER) {
-            continue;
+            return None;
         }
         let mut labels = set.labels.clone();
         if *kind == PolicyKind::NetworkSet {
             labels.insert(NAMESPACE.to_owned(), name.namespace.clone());
-            inherited.namespace(&name.namespace, &mut labels);
+            inherit_namespace(local, &name.namespace, &mut labels);
         }
-        all.push(Identity {
+        Some(Identity {
             cluster: ClusterId::Local,
             kind: IdentityKind::NetworkSet,
             name: name.clone(),
@@ -172,62 +182,61 @@ fn add_network_sets(all: &mut Vec<Identity>, local: &ClusterObjects) {
             labels: Arc::new(labels),
             nets: set.nets.clone(),
             ports: Vec::new(),
-        });
-    }
+        })
+    })
 }
 
-/// Labels that namespaces and service accounts hand down, prefixed.
-struct Inherited<'a> {
-    namespaces: BTreeMap<&'a str, Labels>,
-    accounts: BTreeMap<&'a ObjectName, Labels>,
+/// What pods' labels depend on besides the namespaces' and accounts': namespace,
+/// account and own labels.
+type Source<'a> = (&'a str, &'a str, &'a Labels);
+
+/// Labels of pods, each set that is distinct once.
+pub(crate) struct Inherited<'a> {
+    objects: &'a ClusterObjects,
+    known: HashMap<Source<'a>, Arc<Labels>>,
 }
 
 impl<'a> Inherited<'a> {
-    fn new(objects: &'a ClusterObjects) -> Self {
-        let namespaces = objects.namespaces.iter();
-        let accounts = objects.service_accounts.iter();
-        Self {
-            namespaces: namespaces
-                .map(|(name, labels)| (name.as_str(), prefixed("pcns.", labels, name)))
-                .collect(),
-            accounts: accounts
-                .map(|(name, labels)| (name, prefixed("pcsa.", labels, &name.name)))
-                .collect(),
-        }
+    pub(crate) fn new(objects: &'a ClusterObjects) -> Self {
+        Self { objects, known: HashMap::default() }
     }
 
-    fn pod(&self, name: &ObjectName, pod: &Pod) -> Labels {
-        let mut labels = pod.labels.clone();
-        // Otherwise a pod could pretend to be in another namespace.
-        labels.retain(|key, _| !key.starts_with("pcns.") && !key.starts_with("pcsa."));
-        labels.insert(NAMESPACE.to_owned(), name.namespace.clone());
-        labels.insert("projectcalico.org/orchestrator".to_owned(), "k8s".to_owned());
-        self.namespace(&name.namespace, &mut labels);
-        if pod.service_account.is_empty() {
-            labels.remove("projectcalico.org/serviceaccount");
-        } else {
-            let account = pod.service_account.clone();
-            labels.insert("projectcalico.org/serviceaccount".to_owned(), account.clone());
-            let account = ObjectName { namespace: name.namespace.clone(), name: account };
-            inherit(self.accounts.get(&account), &mut labels);
-        }
-        labels
-    }
-
-    fn namespace(&self, name: &str, labels: &mut Labels) {
-        inherit(self.namespaces.get(name), labels);
+    fn pod(&mut self, name: &'a ObjectName, pod: &'a Pod) -> Arc<Labels> {
+        let objects = self.objects;
+        let source = (name.namespace.as_str(), pod.service_account.as_str(), &pod.labels);
+        let labels = self.known.entry(source);
+        labels.or_insert_with(|| Arc::new(pod_labels(objects, &name.namespace, pod))).clone()
     }
 }
 
-fn inherit(from: Option<&Labels>, labels: &mut Labels) {
-    for (key, value) in from.into_iter().flatten() {
-        labels.entry(key.clone()).or_insert_with(|| value.clone());
+fn pod_labels(objects: &ClusterObjects, namespace: &str, pod: &Pod) -> Labels {
+    let mut labels = pod.labels.clone();
+    // Otherwise a pod could pretend to be in another namespace.
+    labels.retain(|key, _| !key.starts_with("pcns.") && !key.starts_with("pcsa."));
+    labels.insert(NAMESPACE.to_owned(), namespace.to_owned());
+    labels.insert("projectcalico.org/orchestrator".to_owned(), "k8s".to_owned());
+    inherit_namespace(objects, namespace, &mut labels);
+    if pod.service_account.is_empty() {
+        labels.remove("projectcalico.org/serviceaccount");
+    } else {
+        let account = pod.service_account.clone();
+        labels.insert("projectcalico.org/serviceaccount".to_owned(), account.clone());
+        let name = ObjectName { namespace: namespace.to_owned(), name: account };
+        inherit("pcsa.", objects.service_accounts.get(&name), &name.name, &mut labels);
     }
+    labels
 }
 
-fn prefixed(prefix: &str, labels: &Labels, name: &str) -> Labels {
-    let mut prefixed: Labels =
-        labels.iter().map(|(key, value)| (format!("{prefix}{key}"), value.clone())).collect();
-    prefixed.insert(format!("{prefix}{NAME}"), name.to_owned());
-    prefixed
+fn inherit_namespace(objects: &ClusterObjects, name: &str, labels: &mut Labels) {
+    inherit("pcns.", objects.namespaces.get(name), name, labels);
+}
+
+/// Adds the labels of a namespace or service account, if there is one, and its
+/// name; labels that are there already win.
+fn inherit(prefix: &str, from: Option<&Arc<Labels>>, name: &str, labels: &mut Labels) {
+    let Some(from) = from else { return };
+    labels.entry(format!("{prefix}{NAME}")).or_insert_with(|| name.to_owned());
+    for (key, value) in &**from {
+        labels.entry(format!("{prefix}{key}")).or_insert_with(|| value.clone());
+    }
 }

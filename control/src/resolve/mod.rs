@@ -11,17 +11,20 @@
 //! vtep      VTEPs of other nodes
 //! routes    which node owns which prefix; the rules of conflict
 //! identity  what rules can see, with inherited labels
+//! follow    the same from one world to the next, without what stays
 //! ```
 //! Start reading at [`resolve`].
 
-mod claims;
-mod identity;
+pub(crate) mod claims;
+mod follow;
+pub(crate) mod identity;
 mod own;
 mod refusals;
 mod routes;
 mod vtep;
 
 pub(crate) use claims::never_owned;
+pub(crate) use follow::Follower;
 pub use vtep::{mac_v4, mac_v6};
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -108,26 +111,41 @@ pub struct Resolved {
     /// Which node owns which prefix; a route to a node exists only if the node
     /// has a VTEP in `vteps`.
     pub routes: BTreeMap<Prefix, ResolvedRoute>,
-    /// Addresses of this node that packets may come from and go to: those of
-    /// its pods and its tunnel addresses.
-    pub local_addresses: BTreeSet<IpAddr>,
     /// What does not fit.
     pub conditions: Vec<Condition>,
 }
 
-/// Works out routes and VTEPs.
+/// Works out routes and VTEPs, and all that does not fit.
 pub fn resolve(world: &World) -> Resolved {
+    let claims = Claims::new(world);
+    let (mut resolved, _) = place(world, &claims);
+    let mut notes = Notes(resolved.conditions.drain(..).collect());
+    identity::check(world, &claims, &mut notes);
+    identity::check_namespaces(world, &mut notes);
+    resolved.conditions = notes.0.into_iter().collect();
+    resolved
+}
+
+/// All of [`resolve`] but the conditions of identities; and the candidates of
+/// the local cluster.
+fn place(world: &World, claims: &Claims) -> (Resolved, routes::Candidates) {
     let mut notes = Notes::default();
     let own = own::own(world, &mut notes);
     own::check_equal(world, &own, &mut notes);
-    let claims = Claims::new(world);
-    let vteps = vtep::vteps(world, &claims, &mut notes);
-    let routes = routes::routes(world, &vteps, &claims, &mut notes);
-    identity::check(world, &claims, &mut notes);
-    let pods = world.local.pods.values().filter(|pod| pod.node == world.node);
-    let pods = pods.flat_map(|pod| pod.addresses.iter().copied());
-    let local_addresses = pods.chain(own.tunnel.iter().copied()).collect();
-    Resolved { own, vteps, routes, local_addresses, conditions: notes.0.into_iter().collect() }
+    let vteps = vtep::vteps(world, claims, &mut notes);
+    let (routes, candidates) = routes::routes(world, &vteps, claims, &mut notes);
+    (Resolved { own, vteps, routes, conditions: notes.0.into_iter().collect() }, candidates)
+}
+
+/// Conditions of identities. `refused` says whether there are remote addresses
+/// that don't count.
+pub(crate) fn identity_conditions(world: &World, refused: bool) -> Vec<Condition> {
+    let mut notes = Notes::default();
+    if refused {
+        identity::check(world, &Claims::new(world), &mut notes);
+    }
+    identity::check_namespaces(world, &mut notes);
+    notes.0.into_iter().collect()
 }
 
 /// Conditions, gathered.

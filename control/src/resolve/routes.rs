@@ -30,29 +30,30 @@ use super::own::route_source;
 use super::refusals::Refusals;
 use super::{Notes, ResolvedRoute, ResolvedVtep, RouteTarget, VtepKey};
 use crate::state::{
-    ClusterId, ClusterObjects, Encapsulation, IpPool, RouteSource, Severity, World,
+    ClusterId, ClusterObjects, Encapsulation, IpPool, IpamBlock, RouteSource, Severity, World,
 };
 
 /// The owner of a prefix within its cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Owner {
-    node: String,
-    origin: String,
+pub(super) struct Owner {
+    pub(super) node: String,
+    pub(super) origin: String,
 }
 
 /// Candidates of one cluster.
-type Candidates = BTreeMap<Prefix, Owner>;
+pub(super) type Candidates = BTreeMap<Prefix, Owner>;
 
-/// The routes that are in force.
+/// The routes that are in force, and the candidates of the local cluster.
 pub(super) fn routes(
     world: &World,
     vteps: &BTreeMap<VtepKey, ResolvedVtep>,
     claims: &Claims,
     notes: &mut Notes,
-) -> BTreeMap<Prefix, ResolvedRoute> {
+) -> (BTreeMap<Prefix, ResolvedRoute>, Candidates) {
     let mut refusals = Refusals::default();
     let source = route_source(world);
-    let mut routes = local(world, vteps, source, &mut refusals);
+    let own = local_candidates(world, source);
+    let mut routes = local(world, &own, vteps, &mut refusals);
     let underlay: BTreeSet<Addr> = vteps.values().map(|vtep| vtep.underlay.into()).collect();
     let mut claimed = Vec::new();
     for (name, remote) in world.remotes.iter().filter(|(_, remote)| remote.overlay) {
@@ -77,7 +78,7 @@ pub(super) fn routes(
         }
     }
     refusals.tell(notes);
-    routes
+    (routes, own)
 }
 
 fn route(cluster: &ClusterId, owner: Owner) -> ResolvedRoute {
@@ -85,35 +86,39 @@ fn route(cluster: &ClusterId, owner: Owner) -> ResolvedRoute {
     ResolvedRoute { target, origin: owner.origin }
 }
 
-/// Routes to this node itself, and to the local cluster's other nodes as far
-/// as they have VTEPs that count.
-fn local(
-    world: &World,
-    vteps: &BTreeMap<VtepKey, ResolvedVtep>,
-    source: RouteSource,
-    refusals: &mut Refusals,
-) -> BTreeMap<Prefix, ResolvedRoute> {
+fn local_candidates(world: &World, source: RouteSource) -> Candidates {
     let mut candidates = candidates(&world.local, source);
     for (name, pod) in world.local.pods.iter().filter(|(_, pod)| pod.node == world.node) {
         for addr in &pod.addresses {
             own_address(&mut candidates, *addr, &pod.node, &format!("Pod {name}"));
         }
     }
+    candidates
+}
+
+/// Routes to this node itself, and to the local cluster's other nodes as far
+/// as they have VTEPs that count.
+fn local(
+    world: &World,
+    candidates: &Candidates,
+    vteps: &BTreeMap<VtepKey, ResolvedVtep>,
+    refusals: &mut Refusals,
+) -> BTreeMap<Prefix, ResolvedRoute> {
     let pools = Pools::new(&world.local);
     let mut routes = BTreeMap::new();
     for (prefix, owner) in candidates {
         if owner.node == world.node {
-            let route = ResolvedRoute { target: RouteTarget::Local, origin: owner.origin };
-            routes.insert(prefix, route);
+            let origin = owner.origin.clone();
+            routes.insert(*prefix, ResolvedRoute { target: RouteTarget::Local, origin });
         } else if world.include_local_vteps
-            && pools.of(&prefix).is_some_and(|(_, pool)| match pool.encapsulation {
+            && pools.of(prefix).is_some_and(|(_, pool)| match pool.encapsulation {
                 Encapsulation::Vxlan => true,
                 Encapsulation::VxlanCrossSubnet => !same_subnet(world, &owner.node, prefix.is_v4()),
                 Encapsulation::None | Encapsulation::Ipip => false,
             })
-            && has_vtep(&ClusterId::Local, &world.local, &prefix, &owner, vteps, refusals)
+            && has_vtep(&ClusterId::Local, &world.local, prefix, owner, vteps, refusals)
         {
-            routes.insert(prefix, route(&ClusterId::Local, owner));
+            routes.insert(*prefix, route(&ClusterId::Local, owner.clone()));
         }
     }
     routes
@@ -146,6 +151,12 @@ fn candidates(objects: &ClusterObjects, source: RouteSource) -> Candidates {
     candidates
 }
 
+/// Addresses of a block that another node uses than the one that it is affine
+/// to, and that node.
+pub(super) fn lent(block: &IpamBlock) -> impl Iterator<Item = &(IpAddr, String)> {
+    block.allocations.iter().filter(|(_, node)| block.affinity.as_ref() != Some(node))
+}
+
 /// The block goes to the node that it is affine to; addresses of it that
 /// another node uses go there.
 fn from_blocks(objects: &ClusterObjects) -> Candidates {
@@ -155,11 +166,9 @@ fn from_blocks(objects: &ClusterObjects) -> Candidates {
         if let Some(node) = &block.affinity {
             candidates.entry(block.cidr).or_insert_with(|| owner(node));
         }
-        for (addr, node) in &block.allocations {
-            if block.affinity.as_ref() != Some(node) {
-                let prefix = Prefix::host((*addr).into());
-                candidates.entry(prefix).or_insert_with(|| owner(node));
-            }
+        for (addr, node) in lent(block) {
+            let prefix = Prefix::host((*addr).into());
+            candidates.entry(prefix).or_insert_with(|| owner(node));
         }
     }
     candidates
@@ -182,11 +191,18 @@ fn from_pods(objects: &ClusterObjects) -> Candidates {
 /// Adds an address that its node has, unless the candidates lead there already.
 fn own_address(candidates: &mut Candidates, addr: IpAddr, node: &str, origin: &str) {
     let host = Prefix::host(addr.into());
-    let longest = ancestors(&host).find_map(|prefix| candidates.get(&prefix));
-    if longest.is_none_or(|owner| owner.node != node) {
+    if longest(candidates, &host).is_none_or(|(_, owner)| owner.node != node) {
         let owner = Owner { node: node.to_owned(), origin: origin.to_owned() };
         candidates.entry(host).or_insert(owner);
     }
+}
+
+/// The smallest candidate that holds a prefix.
+pub(super) fn longest<'c>(
+    candidates: &'c Candidates,
+    prefix: &Prefix,
+) -> Option<(&'c Prefix, &'c Owner)> {
+    ancestors(prefix).find_map(|prefix| candidates.get_key_value(&prefix))
 }
 
 /// The prefix and all that hold it, longest first.

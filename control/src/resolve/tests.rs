@@ -275,8 +275,8 @@ fn addresses_that_the_routes_do_not_lead_to() {
             "10.2.0.64/26 db/db-2",
         ]
     );
-    let ours: Vec<String> = resolved.local_addresses.iter().map(ToString::to_string).collect();
-    assert_eq!(ours, ["10.1.0.0", "10.1.0.1", "10.1.0.70"]);
+    let ours: Vec<String> = resolved.own.tunnel.iter().map(ToString::to_string).collect();
+    assert_eq!(ours, ["10.1.0.0"]);
 }
 
 #[test]
@@ -378,7 +378,7 @@ fn local_wins_over_remote() {
         ("10.1.128.0/17", "10.1.200.0/26", "IPPool app"),
         ("172.16.2.0/24", "172.16.2.0/28", "Node app-2"),
         ("10.9.0.0/16", "10.9.0.0/26", "Pod shop/guest"),
-        ("10.0.0.0/8", "10.0.0.0/12", "Node app-1"),
+        ("10.0.0.0/8", "10.0.0.0/12", "IPPool app"),
     ];
     let local = app() + &pod("shop", "guest", "app-2", "10.9.0.7", "");
     for (cidr, range, owner) in cases {
@@ -740,10 +740,8 @@ fn identities_do_not_take_what_others_own() {
         [
             "db Pod shop/shared: address 10.7.0.1 is claimed by another remote cluster too, so neither \
          gets it: no rule sees labels there; give the clusters ranges of their own",
-            "db Pod shop/thief: address 10.1.0.1 lies in local Pod shop/backend, which wins: no rule \
-         sees labels there; give the clusters ranges of their own",
-            "db Pod shop/thief2: address 10.1.9.9 lies in local IPPool app, which wins: no rule sees \
-         labels there; give the clusters ranges of their own",
+            "db Pod shop/thief: address 10.1.0.1 and 1 more lies in local IPPool app, which wins: no \
+         rule sees labels there; give the clusters ranges of their own",
             "log Pod shop/shared: address 10.7.0.1 is claimed by another remote cluster too, so \
          neither gets it: no rule sees labels there; give the clusters ranges of their own",
         ]
@@ -833,7 +831,7 @@ proptest! {
                         if cluster != ClusterId::Local {
                             let mut pools = world.local.pools.values();
                             prop_assert!(pools.all(|pool| !pool.cidr.contains(addr)));
-                            prop_assert!(!resolved.local_addresses.contains(&addr.to_ip()));
+                            prop_assert!(!resolved.own.tunnel.contains(&addr.to_ip()));
                         }
                     }
                 }

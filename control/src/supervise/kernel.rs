@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use tieline_dataplane::addr::Addr;
 use tieline_dataplane::outer::{OVERHEAD_V4, OVERHEAD_V6};
@@ -314,6 +315,9 @@ impl Daemon {
 pub(super) fn due(old: Option<&Derived>, new: &Derived) -> Changed {
     let Some(old) = old else { return Changed::ALL };
     let (old, new) = (&old.resolved, &new.resolved);
+    if Arc::ptr_eq(old, new) {
+        return Changed::default();
+    }
     let own = old.own != new.own;
     let vteps = old.vteps != new.vteps;
     // The families of the VTEPs decide about the MTU.

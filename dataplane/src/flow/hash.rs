@@ -3,9 +3,11 @@
 //! Who may send packets chooses flow names, so the hash has a secret key: no
 //! one can aim at one place of the table. Each step multiplies two 64-bit words
 //! that were mixed with key words, and folds the halves of the product
-//! together, as wyhash and ahash do. Both ends are mixed side by side, so a
-//! whole name costs two multiplications in a row; ahash's portable form takes
-//! the words one after the other.
+//! together, as wyhash and ahash do. Both ends and the numbers are mixed side by
+//! side, so a whole name costs two multiplications in a row; ahash's portable
+//! form takes the words one after the other. One multiplication alone is not
+//! enough for any of them: ports that follow one another would stand at even
+//! distances, and with some keys in a few heaps.
 //!
 //! The hash is the same on every machine and in every build, so captures of
 //! what Tieline sends can be compared byte by byte.
@@ -17,7 +19,7 @@ use crate::addr::Addr;
 /// A key, and with it one of many hashes.
 #[derive(Clone)]
 pub struct FlowHasher {
-    key: [u64; 6],
+    key: [u64; 7],
 }
 
 impl FlowHasher {
@@ -40,7 +42,8 @@ impl FlowHasher {
         let (low, high) = (low.bits(), high.bits());
         let low = fold((low >> 64) as u64 ^ self.key[0], low as u64 ^ self.key[1]);
         let high = fold((high >> 64) as u64 ^ self.key[2], high as u64 ^ self.key[3]);
-        fold(low ^ numbers ^ self.key[4], high ^ self.key[5])
+        let numbers = fold(numbers ^ self.key[4], self.key[5]);
+        fold(low ^ numbers, high ^ self.key[6])
     }
 }
 

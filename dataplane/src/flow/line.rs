@@ -82,6 +82,7 @@ impl FlowState {
             | flag(fragment, FRAGMENT)
     }
 
+    #[inline(always)]
     fn from_bits(bits: u64, rule: RuleId, generation: u32) -> Self {
         Self {
             allow: bits & ALLOW != 0,
@@ -260,6 +261,7 @@ impl Words {
         Tick(self.seen as u32)
     }
 
+    #[inline(always)]
     pub(super) fn flow(&self) -> FlowState {
         let rule = RuleId((self.sequence >> 32) as u32);
         FlowState::from_bits(self.state, rule, (self.seen >> 32) as u32)

@@ -127,8 +127,14 @@ pub enum NotFound {
 pub struct Found {
     line: usize,
     words: Words,
-    /// What is remembered of it.
-    pub state: FlowState,
+}
+
+impl Found {
+    /// What is remembered of the flow.
+    #[inline(always)]
+    pub fn state(&self) -> FlowState {
+        self.words.flow()
+    }
 }
 
 /// The table.
@@ -202,7 +208,7 @@ impl FlowTable {
                 if self.expired(&words, now) {
                     return Err(NotFound::Unknown);
                 }
-                return Ok(Found { line: home + at, words, state: words.flow() });
+                return Ok(Found { line: home + at, words });
             }
             if words.vacant() {
                 break;
@@ -220,7 +226,8 @@ impl FlowTable {
         // the exchange fails. If by chance they are equal, that flow may age
         // as this one would; its verdict and generation are never touched here.
         let mut bits = found.words.state;
-        if from_low != found.state.from_low {
+        let from_initiator = from_low == found.state().from_low;
+        if !from_initiator {
             bits |= REPLIED;
         } else if bits & (REPLIED | ESTABLISHED) == REPLIED
             && tcp_flags & tcp::SYN == 0
@@ -229,7 +236,7 @@ impl FlowTable {
             bits |= ESTABLISHED;
         }
         if tcp_flags & (tcp::FIN | tcp::RST) != 0 && found.words.protocol() == protocol::TCP {
-            bits |= match (tcp_flags & tcp::RST != 0, from_low == found.state.from_low) {
+            bits |= match (tcp_flags & tcp::RST != 0, from_initiator) {
                 (true, _) => RESET,
                 (false, true) => FIN_INITIATOR,
                 (false, false) => FIN_RESPONDER,
@@ -281,7 +288,7 @@ impl FlowTable {
         for _ in 0..4 {
             let (at, words) = self.place(tuple, now)?;
             if words.is(&tuple.key) && !self.expired(&words, now) && !words.flow().closing() {
-                return Ok(Some(Found { line: at, words, state: words.flow() }));
+                return Ok(Some(Found { line: at, words }));
             }
             let line = &self.lines[at];
             if !line.lock(&words) {

@@ -7,6 +7,8 @@ use std::os::fd::RawFd;
 
 use crate::frame::{Frame, Memory};
 
+#[cfg(feature = "port-afxdp")]
+pub mod afxdp;
 pub mod memory;
 #[cfg(feature = "xsk")]
 pub mod xsk;

@@ -131,6 +131,10 @@ mod tests {
         assert!(!again.concerns(2, flow), "the same policy, built anew");
         let without = next(&with, |tables| tables.policies = Policies::new([None]));
         assert!(without.concerns(2, flow));
+        let more = next(&with, |tables| {
+            tables.policies = tables.policies.extended([policy(), policy()]);
+        });
+        assert!(!more.concerns(2, flow), "only more policies");
     }
 
     #[test]

@@ -76,6 +76,11 @@ impl Endpoints {
         self.prefixes.shares_all_with(&other.prefixes)
     }
 
+    /// Whether nothing has changed since this table was cloned from `other`.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.shares_prefixes_with(other) && self.changed_parts(other).next().is_none()
+    }
+
     /// Sets what is known of an address.
     pub fn insert(&mut self, addr: Addr, endpoint: Endpoint) {
         self.exact.insert(addr.bits(), endpoint);

@@ -236,23 +236,43 @@ pub struct EndpointPolicy {
 
 /// The policies of this node's endpoints.
 #[derive(Clone, Debug, Default)]
-pub struct Policies(Arc<[Option<Arc<EndpointPolicy>>]>);
+pub struct Policies {
+    by_id: Arc<[Option<Arc<EndpointPolicy>>]>,
+    /// Shared by policies of which each extends the one before.
+    line: Arc<()>,
+}
 
 impl Policies {
     /// Policies by number; a gap is a number that is not in use.
     pub fn new(policies: impl IntoIterator<Item = Option<Arc<EndpointPolicy>>>) -> Self {
-        Self(policies.into_iter().collect())
+        Self { by_id: policies.into_iter().collect(), line: Arc::default() }
+    }
+
+    /// Policies that decide as these do about every endpoint and class that
+    /// was in use: they only say more about endpoints and classes that were
+    /// not. No flow needs to be judged again because of them.
+    #[must_use]
+    pub fn extended(
+        &self,
+        policies: impl IntoIterator<Item = Option<Arc<EndpointPolicy>>>,
+    ) -> Self {
+        Self { by_id: policies.into_iter().collect(), line: self.line.clone() }
     }
 
     /// The policy with this number.
     #[inline]
     pub fn get(&self, id: PolicyId) -> Option<&Arc<EndpointPolicy>> {
-        self.0.get(id.0 as usize)?.as_ref()
+        self.by_id.get(id.0 as usize)?.as_ref()
     }
 
-    /// Whether every policy of `previous` is still the same.
+    /// Whether the two are the same version.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.by_id, &other.by_id)
+    }
+
+    /// Whether every policy of `previous` still decides the same.
     pub(super) fn keep(&self, previous: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &previous.0)
+        Arc::ptr_eq(&self.line, &previous.line)
             || previous.iter().all(|(id, old)| {
                 self.get(id).is_some_and(|new| Arc::ptr_eq(new, old) || new == old)
             })
@@ -260,7 +280,9 @@ impl Policies {
 
     /// All numbers and policies.
     pub fn iter(&self) -> impl Iterator<Item = (PolicyId, &Arc<EndpointPolicy>)> {
-        (0..).zip(self.0.iter()).filter_map(|(id, policy)| Some((PolicyId(id), policy.as_ref()?)))
+        (0..)
+            .zip(self.by_id.iter())
+            .filter_map(|(id, policy)| Some((PolicyId(id), policy.as_ref()?)))
     }
 }
 

@@ -49,10 +49,10 @@ impl<'a> Ipv4<'a> {
     /// Whether the header's checksum is right.
     #[inline]
     pub fn verify_checksum(&self) -> bool {
-        let sum = checksum::sum(self.header);
-        // The fixed part's sum alone costs no loop.
-        let sum = if self.options.is_empty() { sum } else { sum + checksum::sum(self.options) };
-        checksum::finish(sum) == 0
+        if self.options.is_empty() {
+            return checksum::is_right(self.header);
+        }
+        checksum::finish(checksum::sum(self.header) + checksum::sum(self.options)) == 0
     }
 
     /// ECN bits (RFC 3168 section 5).

@@ -90,6 +90,9 @@ fn ratio(results: &Results, row: &Row) -> String {
 
 const STYLE: &str = include_str!("report.css");
 
+/// The subject that is no router.
+const CEILING: &str = "wire";
+
 /// The page.
 fn html(results: &Results) -> String {
     let mut text = format!(
@@ -111,7 +114,7 @@ fn html(results: &Results) -> String {
             text.push_str("<p>Nothing was measured: see below.</p>");
             continue;
         }
-        text.push_str(&plots(&scenario.name, &rows));
+        text.push_str(&plots(results, &scenario.name, &rows));
         text.push_str(&table(results, &rows));
     }
     text.push_str(&gaps(results));
@@ -200,7 +203,7 @@ fn is_drawn(row: &Row) -> bool {
 }
 
 /// One plot for each measure, all subjects in it.
-fn plots(scenario: &str, rows: &[&Row]) -> String {
+fn plots(results: &Results, scenario: &str, rows: &[&Row]) -> String {
     let axis = SCENARIOS.iter().find(|known| known.name == scenario).and_then(|known| known.axis);
     let mut text = String::new();
     let mut measures: Vec<&str> = Vec::new();
@@ -210,14 +213,24 @@ fn plots(scenario: &str, rows: &[&Row]) -> String {
         }
     }
     for measure in measures {
-        let of: Vec<&Row> = rows.iter().copied().filter(|row| row.measure == measure).collect();
+        let all = || rows.iter().copied().filter(|row| row.measure == measure);
+        // The wire is so far ahead of every router that their bars would vanish.
+        let of: Vec<&Row> = all().filter(|row| row.subject != CEILING).collect();
+        let ceiling: Vec<String> = all()
+            .filter(|row| row.subject == CEILING)
+            .map(|row| format!("{} ({})", human(row.median, &row.unit), row.case))
+            .collect();
+        let ceiling = match &ceiling[..] {
+            [] => String::new(),
+            all => format!("; the ceiling, the wire alone: {}", all.join(", ")),
+        };
         let unit = of.first().map(|row| row.unit.as_str()).unwrap_or_default();
         let direction = match of.first() {
             Some(row) if row.more_is_better => "more is better",
             _ => "less is better",
         };
         let plot = match axis {
-            Some(axis) => plot::lines(unit, axis, &series(&of, |row, _| row.x)),
+            Some(axis) => plot::lines(unit, axis, &series(results, &of, |row| row.x)),
             None => {
                 let mut groups: Vec<String> = Vec::new();
                 for row in &of {
@@ -228,29 +241,34 @@ fn plots(scenario: &str, rows: &[&Row]) -> String {
                 let place = |row: &Row, groups: &[String]| {
                     groups.iter().position(|group| *group == row.case).map(|at| at as f64)
                 };
-                plot::bars(unit, &groups, &series(&of, |row, _| place(row, &groups)))
+                plot::bars(unit, &groups, &series(results, &of, |row| place(row, &groups)))
             }
         };
         let _ = write!(
             text,
             "<figure><figcaption>{}, {direction}; bars and points are medians, thin lines the \
-             range of all runs</figcaption>{plot}</figure>",
+             range of all runs{ceiling}</figcaption>{plot}</figure>",
             escape(measure)
         );
     }
     text
 }
 
-fn series(rows: &[&Row], x: impl Fn(&Row, usize) -> Option<f64>) -> Vec<Series> {
+fn series(results: &Results, rows: &[&Row], x: impl Fn(&Row) -> Option<f64>) -> Vec<Series> {
     let mut all: Vec<Series> = Vec::new();
-    for (number, row) in rows.iter().enumerate() {
-        let Some(x) = x(row, number) else { continue };
+    let colour = |name: &str| results.subjects.iter().position(|about| about.name == name);
+    for row in rows {
+        let Some(x) = x(row) else { continue };
         let least = row.runs.iter().copied().fold(row.median, f64::min);
         let most = row.runs.iter().copied().fold(row.median, f64::max);
         let point = Point { x, value: row.median, least, most };
         match all.iter_mut().find(|series| series.name == row.subject) {
             Some(series) => series.points.push(point),
-            None => all.push(Series { name: row.subject.clone(), points: vec![point] }),
+            None => all.push(Series {
+                name: row.subject.clone(),
+                colour: colour(&row.subject).unwrap_or(0),
+                points: vec![point],
+            }),
         }
     }
     all

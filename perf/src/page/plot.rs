@@ -25,25 +25,27 @@ pub(super) struct Point {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Series {
     pub(super) name: String,
+    /// The same in all plots of a page.
+    pub(super) colour: usize,
     /// For bars, `x` is the number of the group.
     pub(super) points: Vec<Point>,
 }
 
 /// Horizontal bars, grouped.
 pub(super) fn bars(unit: &str, groups: &[String], series: &[Series]) -> String {
-    let most = largest(series);
-    let scale = (WIDTH - LEFT - RIGHT) / most;
+    let scale = Scale::of(series);
+    let at = |value: f64| LEFT + (WIDTH - LEFT - RIGHT) * scale.place(value);
     let mut body = String::new();
     let mut y = legend(&mut body, series);
     for (number, group) in groups.iter().enumerate() {
-        let members = series.iter().enumerate().filter_map(|(at, series)| {
+        let members = series.iter().filter_map(|series| {
             let point = series.points.iter().find(|point| point.x == number as f64)?;
-            Some((at, series, point))
+            Some((series, point))
         });
         let top = y;
-        for (at, series, point) in members {
-            let (length, middle) = (point.value * scale, y + LINE / 2.0);
-            let class = at % COLOURS;
+        for (series, point) in members {
+            let (length, middle) = (at(point.value) - LEFT, y + LINE / 2.0);
+            let class = series.colour % COLOURS;
             let tip = escape(&format!("{}: {}", series.name, human(point.value, unit)));
             put(
                 &mut body,
@@ -54,7 +56,7 @@ pub(super) fn bars(unit: &str, groups: &[String], series: &[Series]) -> String {
                     LINE - 4.0
                 ),
             );
-            let (from, to) = (LEFT + point.least * scale, LEFT + point.most * scale);
+            let (from, to) = (at(point.least), at(point.most));
             put(
                 &mut body,
                 format_args!("<path class='range' d='M{from:.1} {middle:.1}H{to:.1}'/>"),
@@ -70,7 +72,7 @@ pub(super) fn bars(unit: &str, groups: &[String], series: &[Series]) -> String {
             );
             y += LINE;
         }
-        for (line, words) in wrap(group, 30).iter().enumerate() {
+        for (line, words) in wrap(group, 24).iter().enumerate() {
             put(
                 &mut body,
                 format_args!(
@@ -84,21 +86,67 @@ pub(super) fn bars(unit: &str, groups: &[String], series: &[Series]) -> String {
         }
         y += 10.0;
     }
-    put(
-        &mut body,
-        format_args!(
-            "<path class='axis' d='M{LEFT} {:.1}V{:.1}'/>",
-            legend_height(series),
-            y - 6.0
-        ),
-    );
+    let top = legend_height(series);
+    for tick in scale.ticks() {
+        let x = at(tick);
+        put(&mut body, format_args!("<path class='grid' d='M{x:.1} {top:.1}V{:.1}'/>", y - 6.0));
+        let words = escape(&human(tick, unit));
+        put(
+            &mut body,
+            format_args!("<text class='middle' x='{x:.1}' y='{:.1}'>{words}</text>", y + 8.0),
+        );
+    }
+    let bottom = y - 6.0;
+    if !scale.ticks().is_empty() {
+        y += LINE;
+    }
+    put(&mut body, format_args!("<path class='axis' d='M{LEFT} {top:.1}V{bottom:.1}'/>"));
     frame(y, &body)
+}
+
+/// Where a value lies between the ends of an axis, 0 to 1.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Scale {
+    /// From zero to this.
+    Linear(f64),
+    /// Between these, where values are too far apart to be seen otherwise.
+    Logarithmic(f64, f64),
+}
+
+/// Largest over smallest value from which on an axis is logarithmic.
+const FAR_APART: f64 = 50.0;
+
+impl Scale {
+    fn of(series: &[Series]) -> Self {
+        let values = series.iter().flat_map(|series| &series.points).map(|point| point.value);
+        let least = values.filter(|value| *value > 0.0).fold(f64::MAX, f64::min);
+        let most = largest(series);
+        if most / least < FAR_APART {
+            return Self::Linear(most);
+        }
+        Self::Logarithmic(10f64.powf(least.log10().floor()), most)
+    }
+
+    fn place(self, value: f64) -> f64 {
+        match self {
+            Self::Linear(most) => value / most,
+            Self::Logarithmic(least, most) => {
+                (value.max(least).ln() - least.ln()) / (most.ln() - least.ln())
+            }
+        }
+    }
+
+    /// Round values that are written at the axis of a logarithmic scale.
+    fn ticks(self) -> Vec<f64> {
+        let Self::Logarithmic(least, most) = self else { return Vec::new() };
+        (0..).map(|power| least * 10f64.powi(power)).take_while(|tick| *tick <= most).collect()
+    }
 }
 
 /// Lines over a logarithmic axis of numbers.
 pub(super) fn lines(unit: &str, axis: &str, series: &[Series]) -> String {
     const HEIGHT: f64 = 260.0;
-    const LEFT: f64 = 90.0;
+    const LEFT: f64 = 110.0;
     let most = largest(series);
     let mut xs: Vec<f64> = series.iter().flat_map(|s| s.points.iter().map(|p| p.x)).collect();
     xs.sort_by(f64::total_cmp);
@@ -148,8 +196,8 @@ pub(super) fn lines(unit: &str, axis: &str, series: &[Series]) -> String {
         &mut body,
         format_args!("<path class='axis' d='M{LEFT} {top:.1}V{bottom:.1}H{:.1}'/>", WIDTH - 30.0),
     );
-    for (at, series) in series.iter().enumerate() {
-        let class = at % COLOURS;
+    for series in series {
+        let class = series.colour % COLOURS;
         let path: Vec<String> = series
             .points
             .iter()
@@ -194,12 +242,12 @@ fn put(body: &mut String, what: std::fmt::Arguments<'_>) {
 /// Draws the legend and returns where it ends.
 fn legend(body: &mut String, series: &[Series]) -> f64 {
     let (mut x, mut y) = (10.0, 8.0);
-    for (at, series) in series.iter().enumerate() {
+    for series in series {
         let width = legend_width(&series.name);
         if x + width > WIDTH {
             (x, y) = (10.0, y + LINE);
         }
-        let class = at % COLOURS;
+        let class = series.colour % COLOURS;
         put(
             body,
             format_args!(
@@ -282,8 +330,12 @@ mod tests {
     fn what_is_drawn_is_what_there_is() {
         let point = |x, value| Point { x, value, least: value, most: value };
         let series = vec![
-            Series { name: "a<b".into(), points: vec![point(0.0, 1.0), point(1.0, 2.0)] },
-            Series { name: "c".into(), points: vec![point(1.0, 4.0)] },
+            Series {
+                name: "a<b".into(),
+                colour: 0,
+                points: vec![point(0.0, 1.0), point(1.0, 2.0)],
+            },
+            Series { name: "c".into(), colour: 9, points: vec![point(1.0, 4.0)] },
         ];
         let svg = bars("packets/s", &["one".into(), "two".into()], &series);
         // A bar each and a square in the legend each.
@@ -291,6 +343,20 @@ mod tests {
         assert!(svg.contains("a&lt;b") && !svg.contains("a<b"), "{svg}");
         let svg = lines("packets/s", "flows", &series[1..]);
         assert_eq!((svg.matches("<circle").count(), svg.matches("class='line").count()), (1, 1));
+    }
+
+    #[test]
+    fn what_is_far_apart_is_on_a_logarithmic_axis() {
+        let series = |values: &[f64]| {
+            let point = |value: &f64| Point { x: 0.0, value: *value, least: *value, most: *value };
+            vec![Series { name: "a".into(), colour: 0, points: values.iter().map(point).collect() }]
+        };
+        assert_eq!(Scale::of(&series(&[2.0, 40.0])), Scale::Linear(40.0));
+        let scale = Scale::of(&series(&[20.0, 1e5]));
+        assert_eq!(scale, Scale::Logarithmic(10.0, 1e5));
+        let places = [10.0, 1e3, 1e5].map(|value| (scale.place(value) * 1000.0).round());
+        assert_eq!(places, [0.0, 500.0, 1000.0]);
+        assert_eq!(scale.ticks(), [10.0, 100.0, 1e3, 1e4, 1e5]);
     }
 
     #[test]

@@ -53,6 +53,13 @@ impl Clock {
         Self { per_nanosecond: clocks as f64 / since.elapsed().as_nanos() as f64, own }
     }
 
+    /// Clocks that `work` takes.
+    pub(crate) fn measure(&self, work: impl FnOnce()) -> u64 {
+        let start = hint::cycles();
+        work();
+        (hint::cycles() - start).saturating_sub(self.own)
+    }
+
     pub(crate) fn describe(&self) -> String {
         format!(
             "time-stamp counter at {:.2} GHz; its own {} clocks per batch are left out",
@@ -77,6 +84,13 @@ pub(crate) fn pages() -> MemoryUse {
         line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok()).unwrap_or(0)
     };
     MemoryUse { all: kib("Rss:"), on_huge_pages: kib("AnonHugePages:") }
+}
+
+impl MemoryUse {
+    /// All of it, in bytes.
+    pub(crate) const fn bytes(self) -> u64 {
+        self.all << 10
+    }
 }
 
 impl std::fmt::Display for MemoryUse {
@@ -204,7 +218,8 @@ impl<'a> Bench<'a> {
         while done < packets {
             while changes < measured as u64 / per_change {
                 changes += 1;
-                publish_change(publisher, changes as usize);
+                let policy = changes.is_multiple_of(100).then_some(super::RULES);
+                publish_change(publisher, changes as usize, policy);
             }
             reader.refresh();
             let (direction, started) = (self.direction, self.started);
@@ -279,12 +294,18 @@ impl<'a> Bench<'a> {
     }
 }
 
-fn publish_change(publisher: &mut Publisher<Snapshot>, number: usize) {
+/// Publishes a change of one endpoint, and with it one of the policy if it is
+/// given a number of rules.
+pub(crate) fn publish_change(
+    publisher: &mut Publisher<Snapshot>,
+    number: usize,
+    policy: Option<usize>,
+) {
     let mut next = (**publisher.current()).clone();
     next.generation += 1;
     world::change_endpoint(&mut next, number);
-    if number.is_multiple_of(100) {
-        world::change_policy(&mut next, super::RULES, number);
+    if let Some(rules) = policy {
+        world::change_policy(&mut next, rules, number);
     }
     publisher.publish(next);
 }

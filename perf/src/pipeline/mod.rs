@@ -15,9 +15,9 @@ use tieline_dataplane::publish::Publisher;
 use crate::Output;
 use crate::report::{Bar, Row, median_and_spread, table};
 
-mod bench;
+pub(crate) mod bench;
 mod floor;
-mod world;
+pub(crate) mod world;
 
 use bench::{Bench, Clock, Direction, Figures};
 use world::World;

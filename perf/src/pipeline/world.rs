@@ -182,7 +182,7 @@ fn local_pod(pod: usize, v6: bool) -> Addr {
     pod_address(range | pod as u32, v6)
 }
 
-fn remote_pod(pod: usize, v6: bool) -> Addr {
+pub(crate) fn remote_pod(pod: usize, v6: bool) -> Addr {
     pod_address(0x0040_0000 | pod as u32, v6)
 }
 

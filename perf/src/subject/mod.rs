@@ -11,12 +11,18 @@ use tieline_lab::Netns;
 
 use crate::bed::Bed;
 
+mod inside;
 mod kernel;
+mod ovs;
 mod tieline;
+mod vpp;
 mod wire;
 
+pub(crate) use inside::{Inside, Sockets};
 pub(crate) use kernel::Kernel;
+pub(crate) use ovs::Ovs;
 pub(crate) use tieline::{Program, Tieline, Way};
+pub(crate) use vpp::Vpp;
 pub(crate) use wire::Wire;
 
 /// Something is not on this machine. Not a failure: the report says what to do.

@@ -216,31 +216,46 @@ fn cluster(
     text
 }
 
-/// A policy on the local pods. Every rule but the last few is about ports that
+/// Rules of one policy at most: more would be an object that no API server takes.
+const RULES_PER_POLICY: u32 = 500;
+
+/// Policies on the local pods. Every rule but the last few is about ports that
 /// the flows don't use; those let them pass, and pings and TCP.
 fn policy(rules: u32) -> String {
-    let mut text = "---\napiVersion: projectcalico.org/v3\nkind: GlobalNetworkPolicy\nmetadata: \
-                    {name: perf}\nspec:\n  selector: app == 'local'\n  types: [Ingress, Egress]\n  \
-                    ingress:\n  - {action: Allow, source: {selector: app == 'remote'}}\n  egress:\n"
-        .to_owned();
-    for rule in 1..rules {
-        let action = if rule % 2 == 0 { "Allow" } else { "Deny" };
-        let port = 2000 + 3 * rule;
-        let _ = writeln!(
-            text,
-            "  - {{action: {action}, protocol: UDP, destination: {{selector: app == 'remote', \
-             ports: [{port}]}}}}"
-        );
+    let others: Vec<u32> = (1..rules).collect();
+    let chunks = others.chunks(RULES_PER_POLICY as usize);
+    let mut text = String::new();
+    for (number, chunk) in chunks.enumerate() {
+        text.push_str(&policy_head(number));
+        for rule in chunk {
+            let action = if rule % 2 == 0 { "Allow" } else { "Deny" };
+            text.push_str(&egress(action, &format!("UDP, {}", ports(2000 + 3 * rule))));
+        }
     }
-    let allowed = flows::PORT;
-    let _ = write!(
-        text,
-        "  - {{action: Allow, protocol: UDP, destination: {{selector: app == 'remote', ports: \
-         [{allowed}]}}}}\n  - {{action: Allow, protocol: TCP, destination: {{selector: app == \
-         'remote'}}}}\n  - {{action: Allow, protocol: ICMP, destination: {{selector: app == \
-         'remote'}}}}\n"
-    );
+    text.push_str(&policy_head(others.len()));
+    text.push_str(&egress("Allow", &format!("UDP, {}", ports(u32::from(flows::PORT)))));
+    for protocol in ["TCP", "ICMP"] {
+        let to = "destination: {selector: app == 'remote'}";
+        text.push_str(&egress("Allow", &format!("{protocol}, {to}")));
+    }
     text
+}
+
+fn policy_head(number: usize) -> String {
+    format!(
+        "---\napiVersion: projectcalico.org/v3\nkind: GlobalNetworkPolicy\nmetadata: {{name: \
+         perf-{number}}}\nspec:\n  order: {number}\n  selector: app == 'local'\n  types: [Ingress, \
+         Egress]\n  ingress:\n  - {{action: Allow, source: {{selector: app == 'remote'}}}}\n  \
+         egress:\n"
+    )
+}
+
+fn ports(port: u32) -> String {
+    format!("destination: {{selector: app == 'remote', ports: [{port}]}}")
+}
+
+fn egress(action: &str, what: &str) -> String {
+    format!("  - {{action: {action}, protocol: {what}}}\n")
 }
 
 fn start(bed: &Bed, program: &Program, config: &Path) -> anyhow::Result<Process> {
@@ -278,8 +293,8 @@ impl Up<'_> {
             }
             if start.elapsed() > PATIENCE || self.process.try_wait()?.is_some() {
                 bail!(
-                    "the daemon does not get ready; status: {}\nlog: {}",
-                    status.unwrap_or_default(),
+                    "the daemon does not get ready: conditions: {}; log: {}",
+                    status.map(|status| status["conditions"].to_string()).unwrap_or_default(),
                     self.process.transcript()
                 );
             }

@@ -19,7 +19,7 @@ use tieline::policy::explain::{
 use tieline::policy::model::PolicySet;
 use tieline::resolve::resolve;
 use tieline::state::{Identity, IdentityKind, World};
-use tieline_dataplane::tables::{Endpoint, Endpoints, L4, Policies};
+use tieline_dataplane::tables::{Endpoints, L4, Policies};
 use tieline_tests::oracle::{Oracle, Packet};
 
 use self::random::{identity, packet, policy_set};
@@ -34,21 +34,13 @@ const PACKETS: usize = 64;
 struct Tables {
     endpoints: Endpoints,
     policies: Policies,
-    decisions: Vec<Decision>,
+    decisions: Arc<[Arc<Decision>]>,
 }
 
 impl Tables {
     fn new(compiled: &Compiled) -> Self {
-        let mut endpoints = Endpoints::default();
-        for (addr, class, policy) in &compiled.endpoints {
-            let local = policy.is_some();
-            endpoints.insert(*addr, Endpoint { class: *class, policy: *policy, local });
-        }
-        for (prefix, class) in &compiled.prefixes {
-            endpoints.insert_prefix(*prefix, *class);
-        }
-        let policies = Policies::new(compiled.policies.iter().cloned());
-        Self { endpoints, policies, decisions: compiled.decisions.clone() }
+        let Compiled { endpoints, policies, decisions } = compiled.clone();
+        Self { endpoints, policies, decisions }
     }
 
     fn judge(&self, direction: Direction, packet: &Packet) -> Option<(bool, Decision)> {
@@ -62,7 +54,7 @@ impl Tables {
             Direction::Egress => &policy.egress,
         };
         let outcome = table.judge(self.endpoints.class(peer), &packet.l4);
-        Some((outcome.allow, self.decisions[outcome.rule.0 as usize].clone()))
+        Some((outcome.allow, (*self.decisions[outcome.rule.0 as usize]).clone()))
     }
 }
 
@@ -138,11 +130,8 @@ fn a_compiler_that_remembers_decides_the_same() {
             let compiled = compiler.compile(&policies, &identities);
             agree(&compiled, &policies, &identities, &packets)?;
             let again = compiler.compile(&policies, &identities);
-            prop_assert_eq!(&compiled.endpoints, &again.endpoints);
-            prop_assert_eq!(&compiled.prefixes, &again.prefixes);
-            for (one, other) in compiled.policies.iter().zip(&again.policies) {
-                prop_assert_eq!(one.as_ref().map(Arc::as_ptr), other.as_ref().map(Arc::as_ptr));
-            }
+            prop_assert!(compiled.endpoints.is_same(&again.endpoints));
+            prop_assert!(compiled.policies.is_same(&again.policies));
         }
         Ok(())
     });
@@ -187,7 +176,7 @@ fn derived(policies: PolicySet, mut identities: Vec<Identity>) -> Derived {
     };
     let compiled = compile(&policies, &identities);
     let resolved = resolve(&world);
-    Derived { world: Arc::new(world), resolved, identities, policies: policies.into(), compiled }
+    Derived::new(Arc::new(world), resolved, identities, policies.into(), compiled)
 }
 
 /// One side of an answer against the oracle, and its story against its verdict.
@@ -236,9 +225,9 @@ fn explanations_fit_the_verdicts() {
     );
     let result = runner(400).run(&cluster, |(policies, identities, packets)| {
         let derived = derived(policies, identities);
-        let oracle = Oracle { policies: &derived.policies, identities: &derived.identities };
+        let oracle = Oracle { policies: &derived.policies, identities: derived.identities() };
         // As the other node sees them: for addresses that only its pods have.
-        let mut others = derived.identities.clone();
+        let mut others = derived.identities().to_vec();
         for identity in &mut others {
             identity.kind = match identity.kind {
                 IdentityKind::LocalWorkload => IdentityKind::Workload,
@@ -298,9 +287,16 @@ fn the_order_of_identities_does_not_matter() {
     let orders = identities.prop_flat_map(|all| (Just(all.clone()), Just(all).prop_shuffle()));
     let result = runner(500).run(&(policy_set(), orders), |(policies, (one, other))| {
         let (one, other) = (compile(&policies, &one), compile(&policies, &other));
-        prop_assert_eq!(one.endpoints, other.endpoints);
-        prop_assert_eq!(one.prefixes, other.prefixes);
-        prop_assert_eq!(one.policies, other.policies);
+        let endpoints = |of: &Compiled| -> BTreeMap<_, _> {
+            of.endpoints.iter().map(|(addr, endpoint)| (addr, *endpoint)).collect()
+        };
+        let prefixes = |of: &Compiled| -> BTreeMap<_, _> { of.endpoints.prefixes().collect() };
+        let policies = |of: &Compiled| -> BTreeMap<_, _> {
+            of.policies.iter().map(|(id, policy)| (id, policy.clone())).collect()
+        };
+        prop_assert_eq!(endpoints(&one), endpoints(&other));
+        prop_assert_eq!(prefixes(&one), prefixes(&other));
+        prop_assert_eq!(policies(&one), policies(&other));
         prop_assert_eq!(one.decisions, other.decisions);
         Ok(())
     });

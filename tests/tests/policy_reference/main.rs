@@ -3,7 +3,7 @@
 //! connections.
 //!
 //! `TIELINE_ORACLE_PAIRS=1000000` sets how many pairs of clusters and packet are
-//! tried, from a seed of the day's own (`TIELINE_ORACLE_SEED` repeats one); by
+//! tried, from seeds of this run's own (`TIELINE_ORACLE_SEED` repeats one); by
 //! default a slice that is always the same.
 #![forbid(unsafe_code)]
 
@@ -26,6 +26,7 @@ use self::shrink::shrink;
 
 mod cases;
 mod generate;
+mod kubernetes;
 mod shrink;
 
 /// Packets per state of the clusters.

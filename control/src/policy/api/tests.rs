@@ -673,6 +673,68 @@ fn refused_tables() {
     assert!(rows >= 400, "{rows}");
 }
 
+/// A good version of what the tables refuse.
+fn good(short: &str) -> Value {
+    let cluster = "{tier: Admin, priority: 5, subject: {namespaces: {}}}";
+    with_spec(short, if short == "cnp" { cluster } else { "{}" })
+}
+
+#[test]
+fn a_good_version_stays_in_force_when_a_broken_one_follows() {
+    use crate::cluster::files::{Content, Loaded, load};
+    use crate::state::ClusterId;
+
+    let file = |objects: &[&Value]| {
+        let lines: String = objects.iter().map(|object| format!("{object}\n")).collect();
+        [("policies.json".to_owned(), Content::Bytes(lines.into_bytes()))].into()
+    };
+    let mut other = good("np");
+    other["metadata"]["name"] = json!("other");
+    let check = |short: &str, broken: &Value, field: &str| {
+        let before = load(&Loaded::new(ClusterId::Local), file(&[&other, &good(short)]));
+        assert_eq!(*before.view().conditions, [], "{short}");
+        let mut new_other = other.clone();
+        new_other["spec"]["order"] = json!(7);
+        let after = load(&before, file(&[&new_other, broken]));
+        let policies = |loaded: &Loaded| loaded.view().objects.policy.0.clone();
+        let name = |name: &str, kind: PolicyKind| {
+            let namespace = if kind.namespaced() { "prod" } else { "" };
+            (kind, ObjectName { namespace: namespace.into(), name: name.into() })
+        };
+        let (own, beside) = (name("p", kind(short)), name("other", PolicyKind::NetworkPolicy));
+        assert_eq!(policies(&after).get(&own), policies(&before).get(&own), "{broken}");
+        assert_ne!(
+            policies(&after).get(&beside),
+            policies(&before).get(&beside),
+            "it is taken over"
+        );
+        let [condition] = &*after.view().conditions else {
+            panic!("{broken}: {:#?}", after.view().conditions);
+        };
+        let end = "; its last good version stays in force";
+        assert!(condition.message.ends_with(end), "{broken}: {}", condition.message);
+        assert!(condition.message.contains(field), "{field}: {}", condition.message);
+        assert!(condition.object.ends_with(&own.1.to_string()), "{}", condition.object);
+        // Without a good version there is nothing to keep.
+        let fresh = load(&Loaded::new(ClusterId::Local), file(&[&new_other, broken]));
+        assert!(!policies(&fresh).contains_key(&own));
+        assert!(fresh.view().conditions[0].message.ends_with("; it is not in force"));
+    };
+    for (short, spec, field) in REFUSED_SPECS {
+        check(short, &with_spec(short, spec), field);
+    }
+    for (direction, rule, field) in REFUSED_RULES {
+        check("gnp", &with_rule("gnp", direction, rule), &format!("spec.{direction}[0]{field}"));
+    }
+    let mut bombs = [with_spec("np", "{}"), with_spec("np", "{}"), with_spec("knp", "{}")];
+    bombs[0]["spec"] = json!({"selector": "(!".repeat(5_000_000)});
+    bombs[1]["spec"] = json!({"ingress": vec![json!({"action": "Allow"}); 100_000]});
+    bombs[2]["spec"] = json!({"ingress": vec![json!({"from": [{}]}); 100_000]});
+    check("np", &bombs[0], "spec.selector");
+    check("np", &bombs[1], "spec.ingress");
+    check("knp", &bombs[2], "spec.ingress[0].from[0]");
+}
+
 #[test]
 fn refused_for_its_size() {
     let long = |len: usize| format!("has({})", "a".repeat(len - 5));

@@ -5,6 +5,8 @@
 //! name. [`Facts`] are the answers for one address. Two addresses of a family
 //! with equal facts can't be told apart, which is what makes a class.
 
+use std::sync::Arc;
+
 use tieline_dataplane::addr::Prefix;
 
 use super::numbers::{Interner, Memory};
@@ -14,24 +16,24 @@ use crate::state::ObjectName;
 
 /// The questions that rules ask about one end of a packet.
 #[derive(Debug, Default)]
-pub(super) struct Atoms<'a> {
+pub(super) struct Atoms {
     /// Selectors.
-    pub(super) selectors: Interner<&'a Selector>,
+    pub(super) selectors: Interner<Selector>,
     /// Nets.
     pub(super) nets: Interner<Prefix>,
     /// Services.
-    pub(super) services: Interner<&'a ObjectName>,
+    pub(super) services: Interner<ObjectName>,
     /// Port names. Beside a selector, a name stands only for ports of
     /// identities that the selector chooses: the owner of an address that has
     /// the port must be an owner that is selected.
-    pub(super) names: Interner<(Option<u32>, &'a str)>,
+    pub(super) names: Interner<(Option<u32>, String)>,
 }
 
 /// The conditions on one end of a packet, with their questions' numbers.
 #[derive(Clone, Debug)]
-pub(super) struct BoundEntity<'a> {
-    /// The conditions.
-    pub(super) entity: &'a Entity,
+pub(super) struct BoundEntity {
+    rule: Arc<Rule>,
+    is_source: bool,
     /// The question about `entity.service`.
     pub(super) service: Option<u32>,
     /// The questions about names in `entity.ports`.
@@ -69,7 +71,12 @@ impl AddressCondition {
     }
 }
 
-impl BoundEntity<'_> {
+impl BoundEntity {
+    /// The conditions.
+    pub(super) fn entity(&self) -> &Entity {
+        if self.is_source { &self.rule.source } else { &self.rule.destination }
+    }
+
     /// Conditions on the address alone.
     pub(super) fn address(&self) -> &AddressCondition {
         &self.address
@@ -98,16 +105,16 @@ pub(super) struct PortFacts {
 
 /// A rule, with its questions' numbers.
 #[derive(Clone, Debug)]
-pub(super) struct BoundRule<'a> {
+pub(super) struct BoundRule {
     /// The rule.
-    pub(super) rule: &'a Rule,
+    pub(super) rule: Arc<Rule>,
     /// Conditions on the source.
-    pub(super) source: BoundEntity<'a>,
+    pub(super) source: BoundEntity,
     /// Conditions on the destination.
-    pub(super) destination: BoundEntity<'a>,
+    pub(super) destination: BoundEntity,
 }
 
-impl<'a> Atoms<'a> {
+impl Atoms {
     /// A hash of what facts say, whatever the numbers of the questions.
     pub(super) fn content(&self, facts: &Facts, memory: &Memory) -> u64 {
         let selectors = facts.selectors.iter().map(|id| &self.selectors.values()[*id as usize]);
@@ -115,10 +122,10 @@ impl<'a> Atoms<'a> {
         let services = facts
             .services
             .iter()
-            .map(|(id, port)| memory.hash((self.services.values()[*id as usize], port)));
+            .map(|(id, port)| memory.hash((&self.services.values()[*id as usize], port)));
         let ports = facts.ports.iter().map(|(id, protocol, port)| {
-            let (selector, name) = self.names.values()[*id as usize];
-            let selector = selector.map(|id| self.selectors.values()[id as usize]);
+            let (selector, name) = &self.names.values()[*id as usize];
+            let selector = selector.map(|id| &self.selectors.values()[id as usize]);
             memory.hash((selector, name, protocol, port))
         });
         let hashes = selectors.map(|it| memory.hash(it)).chain(nets.map(|it| memory.hash(it)));
@@ -127,7 +134,8 @@ impl<'a> Atoms<'a> {
     }
 
     /// Numbers what one end of a rule asks.
-    pub(super) fn bind(&mut self, entity: &'a Entity) -> BoundEntity<'a> {
+    pub(super) fn bind(&mut self, rule: &Arc<Rule>, is_source: bool) -> BoundEntity {
+        let entity = if is_source { &rule.source } else { &rule.destination };
         let mut nets = |nets: &[Prefix]| {
             let mut ids: Vec<u32> = nets.iter().map(|net| self.nets.id(*net)).collect();
             ids.sort_unstable();
@@ -135,18 +143,20 @@ impl<'a> Atoms<'a> {
             ids
         };
         let (nets, not_nets) = (nets(&entity.nets), nets(&entity.not_nets));
-        let selector = entity.selector.as_ref().map(|selector| self.selectors.id(selector));
-        let not_selector = entity.not_selector.as_ref().map(|it| self.selectors.id(it));
-        let service = entity.service.as_ref().map(|name| self.services.id(name));
-        let mut names = |ports: &'a [PortMatch]| {
+        let mut selectors = |it: &Option<Selector>| it.clone().map(|it| self.selectors.id(it));
+        let (selector, not_selector) =
+            (selectors(&entity.selector), selectors(&entity.not_selector));
+        let service = entity.service.clone().map(|name| self.services.id(name));
+        let mut names = |ports: &[PortMatch]| {
             let names = ports.iter().filter_map(|port| match port {
-                PortMatch::Named(name) => Some(self.names.id((selector, name.as_str()))),
+                PortMatch::Named(name) => Some(self.names.id((selector, name.clone()))),
                 PortMatch::Range(_) => None,
             });
             names.collect()
         };
         BoundEntity {
-            entity,
+            rule: rule.clone(),
+            is_source,
             service,
             names: names(&entity.ports),
             not_names: names(&entity.not_ports),

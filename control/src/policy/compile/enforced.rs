@@ -1,92 +1,89 @@
 //! Which policies count, which apply to a local endpoint, and their rules.
 
+use std::sync::Arc;
+
 use ahash::HashMap;
 use tieline_dataplane::tables::RuleId;
 
 use super::atoms::{Atoms, BoundRule};
-use super::matcher::{LabelSets, Matcher};
+use super::matcher::Matcher;
 use super::numbers::Memory;
 use super::program::{ActiveRule, ActiveTier};
 use super::{Decision, Direction};
 use crate::policy::model::{Action, Policy, PolicySet, PolicySource, Rule, TierAction};
-use crate::state::{Identity, IdentityKind, ObjectName};
+use crate::state::{Labels, ObjectName};
 
 /// The policies that are not staged, in order.
 #[derive(Debug)]
-pub(super) struct Enforced<'a> {
-    policies: Vec<(usize, &'a Policy)>,
-    tiers: Vec<EnforcedTier<'a>>,
+pub(super) struct Enforced {
+    policies: Vec<(usize, Arc<Policy>)>,
+    tiers: Vec<EnforcedTier>,
+    matcher: Matcher,
 }
 
 #[derive(Debug)]
-struct EnforcedTier<'a> {
-    name: &'a str,
+struct EnforcedTier {
+    name: String,
     /// Number of the default action; `None` when that is Pass.
     end: Option<RuleId>,
 }
 
 /// The rules of policies that apply somewhere, by place of the policy, for
 /// ingress and egress; `None` where a policy says nothing about a direction.
-pub(super) type Active<'a> = HashMap<u32, [Option<Vec<ActiveRule<'a>>>; 2]>;
+pub(super) type Active = HashMap<u32, [Option<Vec<ActiveRule>>; 2]>;
 
-impl<'a> Enforced<'a> {
-    pub(super) fn new(set: &'a PolicySet, memory: &mut Memory) -> Self {
+impl Enforced {
+    pub(super) fn new(set: &PolicySet, memory: &mut Memory) -> Self {
         let mut policies = Vec::new();
         let mut tiers = Vec::new();
         for (at, tier) in set.tiers.iter().enumerate() {
             let enforced = tier.policies.iter().filter(|policy| !policy.staged);
-            policies.extend(enforced.map(|policy| (at, &**policy)));
+            policies.extend(enforced.map(|policy| (at, policy.clone())));
             let end = (tier.default_action == TierAction::Deny)
                 .then(|| memory.decision(Decision::TierDefault { tier: tier.name.clone() }));
-            tiers.push(EnforcedTier { name: &tier.name, end });
+            tiers.push(EnforcedTier { name: tier.name.clone(), end });
         }
-        Self { policies, tiers }
+        let selectors: Vec<_> = policies.iter().map(|(_, it)| &it.selector).collect();
+        Self { matcher: Matcher::new(&selectors), policies, tiers }
     }
 
     /// What tells a policy from all others: tier, kind and name.
-    pub(super) fn name(&self, place: u32) -> (&'a str, PolicySource, &'a ObjectName) {
-        let (tier, policy) = self.policies[place as usize];
-        (self.tiers[tier].name, policy.source, &policy.name)
+    pub(super) fn name(&self, place: u32) -> (&str, PolicySource, &ObjectName) {
+        let (tier, policy) = &self.policies[place as usize];
+        (&self.tiers[*tier].name, policy.source, &policy.name)
     }
 
-    /// The policies that apply, by label set of local endpoints.
-    pub(super) fn applied(
-        &self,
-        labels: &LabelSets<'_>,
-        identities: &[Identity],
-    ) -> HashMap<u32, Vec<u32>> {
-        let selectors: Vec<_> = self.policies.iter().map(|(_, it)| &it.selector).collect();
-        let mut applied = HashMap::default();
-        let mut local = LabelSets::default();
-        for (identity, set) in identities.iter().zip(&labels.of) {
-            if identity.kind == IdentityKind::LocalWorkload && !local.of.contains(set) {
-                local.of.push(*set);
-                local.sets.push(labels.sets[*set as usize]);
-            }
-        }
-        let matcher = Matcher::new(&selectors);
-        for (set, labels) in local.of.iter().zip(&local.sets) {
-            applied.insert(*set, matcher.matching(labels));
-        }
-        applied
+    /// The policies that apply to a local endpoint with these labels.
+    pub(super) fn applying(&self, labels: &Labels) -> Vec<u32> {
+        self.matcher.matching(labels)
     }
 
-    /// The rules of the policies that apply anywhere.
+    /// All that the tables of an endpoint to which these policies apply take
+    /// from them: which these are, and what they and their tiers say.
+    pub(super) fn saying<'s>(
+        &'s self,
+        places: &'s [u32],
+    ) -> impl Iterator<Item = (&'s str, Option<RuleId>, *const Policy)> {
+        places.iter().map(|place| {
+            let (tier, policy) = &self.policies[*place as usize];
+            let tier = &self.tiers[*tier];
+            (tier.name.as_str(), tier.end, Arc::as_ptr(policy))
+        })
+    }
+
+    /// The rules of these policies.
     pub(super) fn active(
         &self,
-        applied: &HashMap<u32, Vec<u32>>,
-        peers: &mut Atoms<'a>,
-        locals: &mut Atoms<'a>,
+        places: impl IntoIterator<Item = u32>,
+        peers: &mut Atoms,
+        locals: &mut Atoms,
         memory: &mut Memory,
-    ) -> Active<'a> {
-        let mut places: Vec<u32> = applied.values().flatten().copied().collect();
-        places.sort_unstable();
-        places.dedup();
+    ) -> Active {
         let mut active = Active::default();
         for place in places {
-            let (tier, policy) = self.policies[place as usize];
-            let tier = self.tiers[tier].name;
-            let mut bind = |direction, rules: &'a Option<Vec<Rule>>| {
+            let (tier, policy) = &self.policies[place as usize];
+            let tier = &self.tiers[*tier].name;
+            let mut bind = |direction, rules: &Option<Vec<Rule>>| {
                 // A Log rule decides nothing, so what it asks does not matter.
                 let rules = rules.as_ref()?.iter().enumerate();
                 let rules = rules.filter(|(_, rule)| rule.action != Action::Log);
@@ -95,10 +92,11 @@ impl<'a> Enforced<'a> {
                         Direction::Ingress => (&mut *peers, &mut *locals),
                         Direction::Egress => (&mut *locals, &mut *peers),
                     };
-                    let source = source.bind(&rule.source);
-                    let destination = destination.bind(&rule.destination);
+                    let rule = Arc::new(rule.clone());
+                    let source = source.bind(&rule, true);
+                    let destination = destination.bind(&rule, false);
                     let id = memory.decision(Decision::Rule {
-                        tier: tier.to_owned(),
+                        tier: tier.clone(),
                         source: policy.source,
                         policy: policy.name.clone(),
                         direction,
@@ -120,12 +118,12 @@ impl<'a> Enforced<'a> {
         &self,
         direction: Direction,
         policies: &[u32],
-        active: &'r Active<'a>,
-    ) -> Vec<ActiveTier<'r, 'a>> {
-        let mut tiers: Vec<ActiveTier<'r, 'a>> = Vec::new();
+        active: &'r Active,
+    ) -> Vec<ActiveTier<'r>> {
+        let mut tiers: Vec<ActiveTier<'r>> = Vec::new();
         let mut last = None;
         for place in policies {
-            let (tier, _) = self.policies[*place as usize];
+            let tier = self.policies[*place as usize].0;
             let Some(rules) = &active[place][direction as usize] else { continue };
             if last != Some(tier) {
                 last = Some(tier);

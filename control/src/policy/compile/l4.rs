@@ -74,7 +74,7 @@ impl L4Match {
 
 /// The packets between two addresses that match a rule whose conditions on the
 /// addresses hold.
-pub(super) fn matches(rule: &BoundRule<'_>, source: &Facts, destination: &Facts) -> Vec<L4Match> {
+pub(super) fn matches(rule: &BoundRule, source: &Facts, destination: &Facts) -> Vec<L4Match> {
     let asked = protocols(rule.rule.protocol, rule.rule.not_protocol);
     let mut found: Vec<L4Match> = Vec::new();
     // All protocols that are not named here have neither ports nor types.
@@ -123,14 +123,14 @@ fn add(found: &mut Vec<L4Match>, protocols: [u64; 4], sources: PortSet, destinat
 }
 
 /// Whether only packets with ports can match.
-fn asks_for_ports(rule: &BoundRule<'_>) -> bool {
+fn asks_for_ports(rule: &BoundRule) -> bool {
     !rule.rule.source.ports.is_empty()
         || !rule.rule.destination.ports.is_empty()
         || rule.destination.service.is_some()
 }
 
 /// The ports of one end that match, in packets of one protocol that has ports.
-fn ports(entity: &BoundEntity<'_>, facts: &Facts, protocol: u8) -> PortSet {
+fn ports(entity: &BoundEntity, facts: &Facts, protocol: u8) -> PortSet {
     let set = |matches: &[PortMatch], names: &[u32]| {
         let numbers = matches.iter().filter_map(|port| match port {
             PortMatch::Range(range) => Some((*range.start(), *range.end())),
@@ -139,11 +139,11 @@ fn ports(entity: &BoundEntity<'_>, facts: &Facts, protocol: u8) -> PortSet {
         let named = names.iter().flat_map(|name| facts.named_ports(*name, protocol));
         PortSet::of(numbers.chain(named.map(|port| (port, port))))
     };
-    let wanted = match entity.entity.ports.as_slice() {
+    let wanted = match entity.entity().ports.as_slice() {
         [] => PortSet::all(),
         ports => set(ports, &entity.names),
     };
-    match entity.entity.not_ports.as_slice() {
+    match entity.entity().not_ports.as_slice() {
         [] => wanted,
         ports => wanted.intersection(&set(ports, &entity.not_names).complement()),
     }

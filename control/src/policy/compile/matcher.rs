@@ -5,63 +5,37 @@
 //! label set wakes those that wait under one of its labels; only these are
 //! evaluated, besides the few that require nothing.
 
-use std::sync::Arc;
+use std::borrow::Borrow;
 
 use ahash::HashMap;
 
 use crate::policy::selector::{Requirement, Selector};
-use crate::state::{Identity, Labels};
-
-/// The distinct label sets of some identities.
-#[derive(Debug, Default)]
-pub(super) struct LabelSets<'a> {
-    /// Of each identity.
-    pub(super) of: Vec<u32>,
-    /// By number.
-    pub(super) sets: Vec<&'a Labels>,
-}
-
-impl<'a> LabelSets<'a> {
-    /// Finds them.
-    pub(super) fn new(identities: &'a [Identity]) -> Self {
-        let mut sets = Vec::new();
-        let mut by_content: HashMap<&Labels, u32> = HashMap::default();
-        // Identities with equal labels usually share them: comparing pointers
-        // saves reading most of the sets.
-        let mut by_pointer: HashMap<*const Labels, u32> = HashMap::default();
-        let of = identities.iter().map(|identity| {
-            *by_pointer.entry(Arc::as_ptr(&identity.labels)).or_insert_with(|| {
-                *by_content.entry(&identity.labels).or_insert_with(|| {
-                    sets.push(&*identity.labels);
-                    sets.len() as u32 - 1
-                })
-            })
-        });
-        Self { of: of.collect(), sets }
-    }
-}
+use crate::state::Labels;
 
 /// Selectors, by what they require.
 #[derive(Debug, Default)]
-pub(crate) struct Matcher<'a> {
-    selectors: Vec<&'a Selector>,
-    by_value: HashMap<&'a str, HashMap<&'a str, Vec<u32>>>,
-    by_key: HashMap<&'a str, Vec<u32>>,
+pub(crate) struct Matcher {
+    selectors: Vec<Selector>,
+    by_value: HashMap<Box<str>, HashMap<Box<str>, Vec<u32>>>,
+    by_key: HashMap<Box<str>, Vec<u32>>,
     unconditional: Vec<u32>,
 }
 
-impl<'a> Matcher<'a> {
+impl Matcher {
     /// Prepares selectors; their numbers are their places.
-    pub(crate) fn new(selectors: &[&'a Selector]) -> Self {
-        let mut matcher = Self { selectors: selectors.to_vec(), ..Self::default() };
-        for (id, selector) in (0..).zip(selectors) {
+    pub(crate) fn new<S: Borrow<Selector>>(selectors: &[S]) -> Self {
+        let mut matcher = Self::default();
+        for (id, selector) in (0..).zip(selectors.iter().map(Borrow::borrow)) {
+            matcher.selectors.push(selector.clone());
             match selector.requirement() {
                 None => matcher.unconditional.push(id),
-                Some(Requirement::Present(key)) => matcher.by_key.entry(key).or_default().push(id),
+                Some(Requirement::Present(key)) => {
+                    matcher.by_key.entry(key.into()).or_default().push(id);
+                }
                 Some(Requirement::OneOf(key, values)) => {
-                    let waiting = matcher.by_value.entry(key).or_default();
+                    let waiting = matcher.by_value.entry(key.into()).or_default();
                     for value in values {
-                        waiting.entry(value).or_default().push(id);
+                        waiting.entry(value.clone()).or_default().push(id);
                     }
                 }
             }

@@ -1,38 +1,45 @@
 //! The model and the identities to address classes and verdict tables.
 //!
 //! Promises: pure but for numbers, which a [`Compiler`] keeps; what it returns
-//! does not depend on the order of identities;
+//! does not depend on the order of identities, nor on what it compiled before;
 //! no cost is in proportion to rules times endpoints. It knows nothing of the
 //! resources that the model came from but the names that it passes on.
 //!
 //! ```text
-//! enforced  policies that count, and those that apply to a local endpoint
-//! matcher   selectors against distinct label sets, by index
-//! atoms     the questions that rules ask about an address; facts answer them
-//! universe  facts of any address: owners, nets, services
-//! l4        a rule between two known addresses: protocols and ports
-//! numbers   numbers that stay the same from one compilation to the next
-//! program   an endpoint's rules -> programs by class of the peer
+//! views       what rules can see of an owner, each distinct view once
+//! population  who has which address; what has changed of that
+//! enforced    policies that count, and those that apply to a local endpoint
+//! matcher     selectors against distinct label sets, by index
+//! atoms       the questions that rules ask about an address; facts answer them
+//! universe    facts of any address: owners, nets, services
+//! l4          a rule between two known addresses: protocols and ports
+//! numbers     numbers that stay the same from one compilation to the next
+//! program     an endpoint's rules -> programs by class of the peer
+//! plan        all that follows from the policies that apply on this node
 //! ```
 //!
 //! Only rules of policies that apply to a local endpoint are looked at. Two
 //! universes of questions are kept apart: what those rules ask about peers
 //! makes the classes; what they ask about local endpoints is settled here.
-//! Start reading at [`compile`].
+//!
+//! Changes come in two sizes. As long as the rules that apply on this node stay
+//! the same, an address that changes is looked up by itself: it gets a class
+//! that exists, or a new one, which is a new column in the tables of the local
+//! endpoints ([`Compiler::step`]). When other rules apply, or nets change, the
+//! questions are other ones: then everything is worked out anew, for each
+//! distinct view once, and the addresses are passed over to find those whose
+//! class is another ([`Compiler::rebuild`]). Numbers of what stays stay.
+//! Start reading at [`Compiler::update`].
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ahash::HashMap;
 use tieline_dataplane::addr::{Addr, Prefix};
-use tieline_dataplane::tables::policy::Direction as Table;
-use tieline_dataplane::tables::{ClassId, EndpointPolicy, Outcome, PolicyId};
+use tieline_dataplane::tables::{ClassId, Endpoint, Endpoints, Policies};
 
-use self::atoms::Atoms;
-use self::enforced::{Active, Enforced};
-use self::matcher::LabelSets;
 use self::numbers::Memory;
-use self::program::Builder;
-use self::universe::{FactsId, Universe, is_exact};
+use self::plan::Plan;
+use self::population::Touched;
 use super::model::{PolicySet, PolicySource};
 use crate::state::{Identity, IdentityKind, ObjectName};
 
@@ -41,22 +48,28 @@ mod enforced;
 mod l4;
 pub(crate) mod matcher;
 mod numbers;
+mod plan;
+mod population;
 mod ports;
 mod program;
 mod universe;
+mod views;
 
-/// What packets are judged by, and what each decision means.
+pub use population::Population;
+pub use views::{View, ViewId};
+
+/// What packets are judged by, and what each decision means. A clone shares
+/// the tables.
 #[derive(Clone, Debug, Default)]
 pub struct Compiled {
     /// Every address that is some identity's (network sets' host prefixes are
-    /// not among these), ascending; the policy for those of local workloads.
-    pub endpoints: Vec<(Addr, ClassId, Option<PolicyId>)>,
-    /// The class of other addresses, by longest prefix.
-    pub prefixes: Vec<(Prefix, ClassId)>,
-    /// By [`PolicyId`].
-    pub policies: Vec<Option<Arc<EndpointPolicy>>>,
+    /// not among these) or the node's own, with the policy of those of local
+    /// workloads; the class of all other addresses by longest prefix.
+    pub endpoints: Endpoints,
+    /// Policies of local workloads.
+    pub policies: Policies,
     /// By [`tieline_dataplane::tables::RuleId`]: what decided.
-    pub decisions: Vec<Decision>,
+    pub decisions: Arc<[Arc<Decision>]>,
 }
 
 /// Whether a packet goes to or comes from the endpoint that is judged.
@@ -112,192 +125,149 @@ pub fn compile(policies: &PolicySet, identities: &[Identity]) -> Compiled {
 /// number (and tables are the same allocation).
 #[derive(Debug, Default)]
 pub struct Compiler {
+    /// Who has which address.
+    pub population: Population,
     memory: Memory,
+    policies: Arc<PolicySet>,
+    plan: Option<Plan>,
+    prefixes: BTreeMap<Prefix, ClassId>,
+    compiled: Compiled,
 }
 
 impl Compiler {
     /// Compiles, as [`compile`].
     pub fn compile(&mut self, policies: &PolicySet, identities: &[Identity]) -> Compiled {
-        let memory = &mut self.memory;
-        memory.begin();
-        let labels = LabelSets::new(identities);
-        let enforced = Enforced::new(policies, memory);
-        let applied = enforced.applied(&labels, identities);
-        let (mut peer_atoms, mut local_atoms) = (Atoms::default(), Atoms::default());
-        let active = enforced.active(&applied, &mut peer_atoms, &mut local_atoms, memory);
-        let universe = |atoms| Universe::new(atoms, policies, identities, &labels);
-        let (mut peers, mut locals) = (universe(peer_atoms), universe(local_atoms));
-
-        let mut classes = Classes::default();
-        let mut endpoints = Vec::new();
-        let mut locals_seen = Vec::new();
-        for owners in owned_addresses(identities).chunk_by(|a, b| a.0 == b.0) {
-            let addr = owners[0].0;
-            let all = || owners.iter().map(|(_, owner)| *owner);
-            let local =
-                |owner: &u32| identities[*owner as usize].kind == IdentityKind::LocalWorkload;
-            let facts = peers.address(addr, all());
-            let class = classes.id(!addr.is_v4(), facts, &peers, memory);
-            if all().any(|owner| local(&owner)) {
-                let facts = locals.address(addr, all());
-                let applies = Applies::new(facts, all().filter(local), identities, |owner| {
-                    &applied[&labels.of[owner as usize]]
-                });
-                locals_seen.push((endpoints.len(), applies));
+        let population = &mut self.population;
+        let mut owners: BTreeMap<Addr, Vec<ViewId>> = BTreeMap::new();
+        let mut nets = Vec::new();
+        for identity in identities {
+            let view = View::of(identity);
+            let mut own = identity.nets.clone();
+            own.sort_unstable();
+            own.dedup();
+            for net in own {
+                if identity.kind != IdentityKind::NetworkSet && net.len128() == 128 {
+                    owners.entry(net.addr()).or_default().push(population.take(&view));
+                } else {
+                    nets.push((net, view.clone()));
+                }
             }
-            endpoints.push((addr, class, None));
         }
-        let prefixes = peers
-            .prefixes()
-            .map(|(prefix, facts)| (prefix, classes.id(!prefix.is_v4(), facts, &peers, memory)));
-        let prefixes = prefixes.collect();
+        let old: Vec<Addr> = population.addresses().collect();
+        for addr in &old {
+            for view in population.owners(*addr).to_vec() {
+                population.release(view);
+            }
+            if !owners.contains_key(addr) {
+                population.set_owners(*addr, Vec::new());
+            }
+        }
+        for (addr, owners) in owners {
+            population.set_owners(addr, owners);
+        }
+        population.set_nets(nets);
+        self.update(&Arc::new(policies.clone()))
+    }
 
-        let builder = Builder::new(&peers, &classes.ascending());
-        let mut tables = EndpointTables {
-            enforced: &enforced,
-            active: &active,
-            locals: &locals,
-            memory,
-            builder,
-            closed: HashMap::default(),
-            known: HashMap::default(),
-            policies: Vec::new(),
-        };
-        for (endpoint, applies) in locals_seen {
-            let v6 = !endpoints[endpoint].0.is_v4();
-            endpoints[endpoint].2 = Some(tables.policy(v6, applies));
+    /// Compiles what has become of the population and the policies since the
+    /// last time.
+    pub fn update(&mut self, policies: &Arc<PolicySet>) -> Compiled {
+        let touched = self.population.changes();
+        if self.step(policies, &touched).is_none() {
+            self.rebuild(policies, &touched);
         }
-        let mut policies = tables.policies;
-        memory.end(&mut policies);
-        Compiled { endpoints, prefixes, policies, decisions: memory.decisions() }
+        self.policies = policies.clone();
+        self.compiled.decisions = self.memory.decisions();
+        self.compiled.clone()
+    }
+
+    /// Compiles what has changed alone; `None` if that can't be done.
+    fn step(&mut self, policies: &Arc<PolicySet>, touched: &Touched) -> Option<()> {
+        let Self { population, memory, plan, compiled, .. } = self;
+        let plan = plan.as_mut()?;
+        if touched.nets || population.views.mostly_unused() || plan.is_bloated() {
+            return None;
+        }
+        if !Arc::ptr_eq(policies, &self.policies) {
+            if policies.services != self.policies.services {
+                return None;
+            }
+            plan.keep_under(policies, population, memory)?;
+        }
+        for addr in &touched.addresses {
+            plan.know_locals(population.owners(*addr), population)?;
+        }
+        let mut classes = Vec::with_capacity(touched.addresses.len());
+        for addr in &touched.addresses {
+            classes.push(plan.class(*addr, population.owners(*addr), population, memory));
+        }
+        plan.extend(memory);
+        for (addr, class) in touched.addresses.iter().zip(classes) {
+            let Some(known) = population.addresses.get_mut(addr) else {
+                compiled.endpoints.remove(*addr);
+                continue;
+            };
+            known.class = Some(class);
+            let policy = plan.policy(*addr, population.owners(*addr), population, memory);
+            let local = policy.is_some() || population.is_own(*addr);
+            put(&mut compiled.endpoints, *addr, Endpoint { class, policy, local });
+        }
+        if let Some(tables) = plan.changed_tables() {
+            compiled.policies = compiled.policies.extended(tables.iter().cloned());
+        }
+        Some(())
+    }
+
+    /// Compiles everything.
+    fn rebuild(&mut self, policies: &Arc<PolicySet>, touched: &Touched) {
+        let Self { population, memory, compiled, .. } = self;
+        memory.begin();
+        population.views.retire();
+        let before = self.plan.take().map(Plan::into_tables).unwrap_or_default();
+        let mut plan = Plan::new(policies, population, memory);
+        for addr in &touched.addresses {
+            if !population.addresses.contains_key(addr) {
+                compiled.endpoints.remove(*addr);
+            }
+        }
+        let mut locals = Vec::new();
+        let mut addresses = std::mem::take(&mut population.addresses);
+        for (addr, known) in &mut addresses {
+            let class = plan.class(*addr, known.owners(), population, memory);
+            let before = known.class.replace(class);
+            if population.locals(known.owners()).next().is_some() {
+                locals.push((*addr, class));
+            } else if before != Some(class) || touched.addresses.binary_search(addr).is_ok() {
+                let local = population.is_own(*addr);
+                put(&mut compiled.endpoints, *addr, Endpoint { class, policy: None, local });
+            }
+        }
+        population.addresses = addresses;
+        let prefixes = plan.prefixes(memory);
+        plan.start_tables();
+        for (addr, class) in locals {
+            let policy = plan.policy(addr, population.owners(addr), population, memory);
+            put(&mut compiled.endpoints, addr, Endpoint { class, policy, local: true });
+        }
+        for prefix in self.prefixes.keys().filter(|prefix| !prefixes.contains_key(prefix)) {
+            compiled.endpoints.remove_prefix(prefix);
+        }
+        for (prefix, class) in &prefixes {
+            if self.prefixes.get(prefix) != Some(class) {
+                compiled.endpoints.insert_prefix(*prefix, *class);
+            }
+        }
+        self.prefixes = prefixes;
+        if let Some(tables) = plan.end(memory, &before) {
+            compiled.policies = Policies::new(tables.iter().cloned());
+        }
+        self.plan = Some(plan);
     }
 }
 
-/// Makes the tables of local endpoints, each combination once.
-#[derive(Debug)]
-struct EndpointTables<'c, 'a> {
-    enforced: &'c Enforced<'a>,
-    active: &'c Active<'a>,
-    locals: &'c Universe<'a>,
-    memory: &'c mut Memory,
-    builder: Builder<'c, 'a>,
-    /// Tables that no packet passes to the profile, by direction, whether IPv6,
-    /// facts and policies: they serve all namespaces.
-    closed: HashMap<(Direction, bool, FactsId, Vec<u32>), Table>,
-    known: HashMap<(bool, Applies), PolicyId>,
-    policies: Vec<Option<Arc<EndpointPolicy>>>,
-}
-
-impl EndpointTables<'_, '_> {
-    fn policy(&mut self, v6: bool, applies: Applies) -> PolicyId {
-        if let Some(id) = self.known.get(&(v6, applies.clone())) {
-            return *id;
-        }
-        let names: Vec<_> = applies.policies.iter().map(|at| self.enforced.name(*at)).collect();
-        let facts = self.locals.content(applies.facts, self.memory);
-        let hash = self.memory.hash((v6, names, facts, &applies.namespace));
-        let id = self.memory.policy(hash);
-        let ingress = self.table(Direction::Ingress, v6, &applies);
-        let egress = self.table(Direction::Egress, v6, &applies);
-        let place = id as usize;
-        if place >= self.policies.len() {
-            self.policies.resize(place + 1, None);
-        }
-        self.policies[place] = Some(Arc::new(EndpointPolicy { ingress, egress }));
-        self.known.insert((v6, applies), PolicyId(id));
-        PolicyId(id)
-    }
-
-    fn table(&mut self, direction: Direction, v6: bool, applies: &Applies) -> Table {
-        let key = (direction, v6, applies.facts, applies.policies.clone());
-        if let Some(table) = self.closed.get(&key) {
-            return table.clone();
-        }
-        let tiers = self.enforced.tiers(direction, &applies.policies, self.active);
-        let profile = Decision::Profile { name: format!("kns.{}", applies.namespace) };
-        let end = Outcome { allow: true, rule: self.memory.decision(profile) };
-        let local = self.locals.facts(applies.facts);
-        let (table, reaches_end) = self.builder.table(direction, &tiers, local, v6, end);
-        if !reaches_end {
-            self.closed.insert(key, table.clone());
-        }
-        table
-    }
-}
-
-/// The classes that there are.
-#[derive(Debug)]
-struct Classes(HashMap<(bool, FactsId), ClassId>);
-
-impl Default for Classes {
-    fn default() -> Self {
-        let unknown = [((false, 0), ClassId::UNKNOWN_V4), ((true, 0), ClassId::UNKNOWN_V6)];
-        Self(unknown.into_iter().collect())
-    }
-}
-
-impl Classes {
-    fn id(
-        &mut self,
-        v6: bool,
-        facts: FactsId,
-        peers: &Universe<'_>,
-        memory: &mut Memory,
-    ) -> ClassId {
-        *self.0.entry((v6, facts)).or_insert_with(|| {
-            let content = peers.content(facts, memory);
-            memory.class(v6, content)
-        })
-    }
-
-    fn ascending(&self) -> Vec<(ClassId, bool, FactsId)> {
-        let mut all: Vec<_> = self.0.iter().map(|((v6, facts), id)| (*id, *v6, *facts)).collect();
-        all.sort_unstable();
-        all
-    }
-}
-
-/// Each address and each identity that it is one of, ascending by address.
-fn owned_addresses(identities: &[Identity]) -> Vec<(Addr, u32)> {
-    let mut owned: Vec<(Addr, u32)> = (0..)
-        .zip(identities)
-        .flat_map(|(at, identity)| {
-            let exact = identity.nets.iter().filter(|net| is_exact(identity, net));
-            exact.map(move |net| (net.addr(), at))
-        })
-        .collect();
-    owned.sort_unstable();
-    owned.dedup();
-    owned
-}
-
-/// All that an endpoint's tables follow from.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Applies {
-    /// Places of the policies among the enforced ones, ascending.
-    policies: Vec<u32>,
-    /// What rules see of it as the local end.
-    facts: FactsId,
-    /// The namespace whose profile allows what no tier decides.
-    namespace: String,
-}
-
-impl Applies {
-    fn new<'p>(
-        facts: FactsId,
-        owners: impl Iterator<Item = u32>,
-        identities: &[Identity],
-        applied: impl Fn(u32) -> &'p Vec<u32>,
-    ) -> Self {
-        let mut policies = Vec::new();
-        let mut namespace: Option<&str> = None;
-        for owner in owners {
-            policies.extend_from_slice(applied(owner));
-            let own = identities[owner as usize].name.namespace.as_str();
-            namespace = Some(namespace.map_or(own, |other| other.min(own)));
-        }
-        policies.sort_unstable();
-        policies.dedup();
-        Self { policies, facts, namespace: namespace.unwrap_or_default().to_owned() }
+/// Sets what is known of an address, if it is something else than before.
+fn put(endpoints: &mut Endpoints, addr: Addr, endpoint: Endpoint) {
+    if endpoints.get(addr) != Some(&endpoint) {
+        endpoints.insert(addr, endpoint);
     }
 }

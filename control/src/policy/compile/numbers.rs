@@ -73,9 +73,17 @@ impl Numbers {
         number
     }
 
-    /// Ends a round: numbers that were not taken in it can be given again.
+    /// Begins a round, in which nothing is taken yet.
+    fn begin(&mut self) {
+        self.taken.clear();
+        self.free.append(&mut self.twins);
+        self.free.sort_unstable_by(|a, b| b.cmp(a));
+    }
+
+    /// Gives free the numbers that nobody has taken since the round began. More
+    /// can be taken after that.
     fn sweep(&mut self) {
-        let Self { of, taken, free, twins, .. } = self;
+        let Self { of, taken, free, .. } = self;
         of.retain(|hash, number| {
             let kept = taken.contains(hash);
             if !kept {
@@ -83,12 +91,13 @@ impl Numbers {
             }
             kept
         });
-        taken.clear();
-        free.append(twins);
         // The lowest are given first, to keep arrays short.
         free.sort_unstable_by(|a, b| b.cmp(a));
     }
 }
+
+/// The tables at a number, if it is in use.
+pub(super) type Tables = Option<Arc<EndpointPolicy>>;
 
 /// What one compilation leaves to the next.
 #[derive(Debug, Default)]
@@ -96,10 +105,11 @@ pub(super) struct Memory {
     hasher: RandomState,
     classes: Numbers,
     policies: Numbers,
-    decisions: Interner<Decision>,
+    decisions: Interner<Arc<Decision>>,
+    /// All decisions, when they were last asked for.
+    told: Arc<[Arc<Decision>]>,
     /// How many of the decisions the last compilation used.
     used: usize,
-    tables: Vec<Option<Arc<EndpointPolicy>>>,
 }
 
 /// Decisions that are in use no more are kept up to this many, or half of all.
@@ -110,8 +120,11 @@ impl Memory {
     pub(super) fn begin(&mut self) {
         if self.decisions.values().len() > 2 * self.used + SPARE_DECISIONS {
             self.decisions = Interner::default();
+            self.told = Arc::default();
         }
-        self.decisions.id(Decision::NoPolicy);
+        self.classes.begin();
+        self.policies.begin();
+        self.decisions.id(Arc::new(Decision::NoPolicy));
         self.used = 0;
         for (v6, unknown) in [(false, ClassId::UNKNOWN_V4), (true, ClassId::UNKNOWN_V6)] {
             let class = self.class(v6, 0);
@@ -120,14 +133,14 @@ impl Memory {
     }
 
     /// Ends a round with its tables: those that are what they were before are
-    /// the very same.
-    pub(super) fn end(&mut self, tables: &mut [Option<Arc<EndpointPolicy>>]) {
-        for (new, old) in tables.iter_mut().zip(&self.tables) {
+    /// the very same. Numbers that are asked for after this are such that
+    /// nothing has.
+    pub(super) fn end(&mut self, tables: &mut [Tables], before: &[Tables]) {
+        for (new, old) in tables.iter_mut().zip(before) {
             if new == old {
                 new.clone_from(old);
             }
         }
-        self.tables = tables.to_vec();
         self.classes.sweep();
         self.policies.sweep();
     }
@@ -137,7 +150,8 @@ impl Memory {
         self.hasher.hash_one(content)
     }
 
-    /// The number of a class that this round has not asked for.
+    /// The number of a class that this round has not asked for; until the round
+    /// ends it may be one that had another meaning before.
     pub(super) fn class(&mut self, v6: bool, facts: u64) -> ClassId {
         let hash = self.hash((v6, facts));
         ClassId(self.classes.take(hash))
@@ -151,11 +165,14 @@ impl Memory {
     /// The number of a decision.
     pub(super) fn decision(&mut self, decision: Decision) -> RuleId {
         self.used += 1;
-        RuleId(self.decisions.id(decision))
+        RuleId(self.decisions.id(Arc::new(decision)))
     }
 
     /// All decisions, by number.
-    pub(super) fn decisions(&self) -> Vec<Decision> {
-        self.decisions.values().to_vec()
+    pub(super) fn decisions(&mut self) -> Arc<[Arc<Decision>]> {
+        if self.told.len() != self.decisions.values().len() {
+            self.told = self.decisions.values().into();
+        }
+        self.told.clone()
     }
 }

@@ -5,6 +5,7 @@
 //! same; each group has one program. Tiers and Pass are resolved here: what
 //! remains is a list of clauses of which the first match decides.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use ahash::{HashMap, HashSet};
@@ -19,32 +20,59 @@ use crate::policy::model::Action;
 
 /// A rule of a policy that applies to some local endpoint.
 #[derive(Debug)]
-pub(super) struct ActiveRule<'a> {
+pub(super) struct ActiveRule {
     /// The rule; the remote end is numbered in the universe of peers, the local
     /// end in that of local endpoints.
-    pub(super) bound: BoundRule<'a>,
+    pub(super) bound: BoundRule,
     /// Its number.
     pub(super) id: RuleId,
 }
 
 /// What applies of a tier to an endpoint in one direction.
 #[derive(Debug)]
-pub(super) struct ActiveTier<'r, 'a> {
+pub(super) struct ActiveTier<'r> {
     /// The rules of all policies, in order.
-    pub(super) rules: Vec<&'r ActiveRule<'a>>,
+    pub(super) rules: Vec<&'r ActiveRule>,
     /// The default action: the number of a denial, or `None` to go on.
     pub(super) end: Option<RuleId>,
 }
 
-/// Makes tables, sharing what is equal among all that it has made.
-#[derive(Debug)]
-pub(super) struct Builder<'u, 'a> {
-    peers: &'u Universe<'a>,
+/// Makes tables.
+#[derive(Debug, Default)]
+pub(super) struct Builder {
     /// For IPv4 and IPv6.
     families: [Family; 2],
     parts: HashMap<PartsKey, Arc<Parts>>,
+}
+
+/// What is equal among the tables that have been made.
+#[derive(Debug, Default)]
+pub(super) struct Shared {
     programs: HashMap<(Vec<Clause>, Outcome), Arc<Program>>,
     by_class: HashSet<Arc<[u32]>>,
+}
+
+/// One direction of the policy of one local endpoint.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Side<'r> {
+    /// Which one.
+    pub(super) direction: Direction,
+    /// Whether the endpoint's address is an IPv6 one.
+    pub(super) v6: bool,
+    /// What applies.
+    pub(super) tiers: &'r [ActiveTier<'r>],
+    /// What rules see of the endpoint.
+    pub(super) local: &'r Facts,
+    /// What holds when no tier decides.
+    pub(super) end: Outcome,
+}
+
+/// Programs, and which of them holds for which class.
+struct Decided {
+    of_class: Vec<(ClassId, u32)>,
+    programs: Vec<Arc<Program>>,
+    /// Whether some packet gets beyond all tiers.
+    reaches_end: bool,
 }
 
 /// The classes of one family. Places in `classes` are what the rest of this
@@ -105,17 +133,24 @@ enum Then {
 /// a group is in.
 type Step = (u32, u32);
 
-impl<'u, 'a> Builder<'u, 'a> {
-    /// Starts with the classes of peers, ascending: whether IPv6, and facts.
-    pub(super) fn new(peers: &'u Universe<'a>, classes: &[(ClassId, bool, FactsId)]) -> Self {
-        let mut families = <[Family; 2]>::default();
-        for family in &mut families {
+impl Builder {
+    /// Starts with these classes.
+    pub(super) fn new(peers: &Universe, classes: &[(ClassId, bool, FactsId)]) -> Self {
+        let mut builder = Self::default();
+        builder.add(peers, classes);
+        builder
+    }
+
+    /// Takes in further classes of peers, ascending: whether IPv6, and facts.
+    pub(super) fn add(&mut self, peers: &Universe, classes: &[(ClassId, bool, FactsId)]) {
+        self.parts.clear();
+        for family in &mut self.families {
             family.by_selector.resize_with(peers.atoms.selectors.values().len(), Vec::new);
             family.by_net.resize_with(peers.atoms.nets.values().len(), Vec::new);
             family.by_service.resize_with(peers.atoms.services.values().len(), Vec::new);
         }
         for (class, v6, id) in classes {
-            let family = &mut families[usize::from(*v6)];
+            let family = &mut self.families[usize::from(*v6)];
             let place = family.classes.len() as u32;
             family.classes.push((*class, *id));
             let facts = peers.facts(*id);
@@ -132,73 +167,94 @@ impl<'u, 'a> Builder<'u, 'a> {
                 }
             }
         }
-        Self {
-            peers,
-            families,
-            parts: HashMap::default(),
-            programs: HashMap::default(),
-            by_class: HashSet::default(),
+    }
+
+    /// Makes a table for all classes; also returns whether some packet gets
+    /// beyond all tiers.
+    pub(super) fn table(
+        &mut self,
+        peers: &Universe,
+        shared: &mut Shared,
+        side: Side<'_>,
+    ) -> (Table, bool) {
+        let decided = self.decide(peers, shared, side);
+        let mut by_class = Vec::new();
+        for (class, program) in decided.of_class {
+            set(&mut by_class, class, program);
+        }
+        let programs = decided.programs.into();
+        (Table { by_class: shared.by_class(by_class), programs }, decided.reaches_end)
+    }
+
+    /// A table with the columns of all classes of this builder set, and all
+    /// others left alone.
+    pub(super) fn extend(
+        &mut self,
+        peers: &Universe,
+        shared: &mut Shared,
+        side: Side<'_>,
+        table: &Table,
+    ) -> Table {
+        let decided = self.decide(peers, shared, side);
+        let mut programs = table.programs.to_vec();
+        let places: Vec<u32> = decided
+            .programs
+            .iter()
+            .map(|new| {
+                let known = programs.iter().position(|old| Arc::ptr_eq(old, new));
+                known.unwrap_or_else(|| {
+                    programs.push(new.clone());
+                    programs.len() - 1
+                }) as u32
+            })
+            .collect();
+        let mut by_class = Cow::Borrowed(&*table.by_class);
+        for (class, program) in decided.of_class {
+            let program = places[program as usize];
+            if by_class.get(class.0 as usize).copied().unwrap_or(0) != program {
+                set(by_class.to_mut(), class, program);
+            }
+        }
+        Table {
+            by_class: match by_class {
+                Cow::Borrowed(_) => table.by_class.clone(),
+                Cow::Owned(new) => shared.by_class(new),
+            },
+            programs: if programs.len() == table.programs.len() {
+                table.programs.clone()
+            } else {
+                programs.into()
+            },
         }
     }
 
-    /// Makes the table of one direction. `end` is what holds when no tier
-    /// decides; also returns whether some packet gets that far.
-    pub(super) fn table(
-        &mut self,
-        direction: Direction,
-        tiers: &[ActiveTier<'_, 'a>],
-        local: &Facts,
-        v6: bool,
-        end: Outcome,
-    ) -> (Table, bool) {
-        let live = self.live_rules(direction, tiers, local, v6);
-        let ends: Vec<Option<RuleId>> = tiers.iter().map(|tier| tier.end).collect();
-        let groups = Groups::new(self.families[usize::from(v6)].classes.len(), &live);
+    fn decide(&mut self, peers: &Universe, shared: &mut Shared, side: Side<'_>) -> Decided {
+        let live = self.live_rules(peers, side);
+        let ends: Vec<Option<RuleId>> = side.tiers.iter().map(|tier| tier.end).collect();
+        let family = &self.families[usize::from(side.v6)];
+        let groups = Groups::new(family.classes.len(), &live);
         let mut programs: Vec<Arc<Program>> = Vec::new();
         let mut number: HashMap<*const Program, u32> = HashMap::default();
         let mut of_group = Vec::with_capacity(groups.samples.len());
         let mut reaches_end = false;
         for steps in groups.steps(&live) {
-            let (clauses, default) = flatten(&steps, &live, &ends, end);
-            reaches_end |= default == end || clauses.iter().any(|clause| clause.outcome == end);
-            let program = self.programs.entry((clauses, default));
-            let program = program
-                .or_insert_with_key(|(clauses, default)| Arc::new(Program::new(clauses, *default)));
-            of_group.push(*number.entry(Arc::as_ptr(program)).or_insert_with(|| {
-                programs.push(Arc::clone(program));
+            let (clauses, default) = flatten(&steps, &live, &ends, side.end);
+            reaches_end |=
+                default == side.end || clauses.iter().any(|clause| clause.outcome == side.end);
+            let program = shared.program(clauses, default);
+            of_group.push(*number.entry(Arc::as_ptr(&program)).or_insert_with(|| {
+                programs.push(program);
                 programs.len() as u32 - 1
             }));
         }
-        let family = &self.families[usize::from(v6)];
-        let mut by_class = Vec::new();
-        for ((class, _), group) in family.classes.iter().zip(&groups.of) {
-            let program = of_group[*group as usize];
-            // What is beyond the end has program 0.
-            if program != 0 {
-                by_class.resize(class.0 as usize + 1, 0);
-                by_class[class.0 as usize] = program;
-            }
-        }
-        (Table { by_class: self.shared(by_class), programs: programs.into() }, reaches_end)
-    }
-
-    fn shared(&mut self, by_class: Vec<u32>) -> Arc<[u32]> {
-        if let Some(shared) = self.by_class.get(by_class.as_slice()) {
-            return Arc::clone(shared);
-        }
-        let new: Arc<[u32]> = by_class.into();
-        self.by_class.insert(Arc::clone(&new));
-        new
+        let of_class = family.classes.iter().zip(&groups.of);
+        let of_class = of_class.map(|((class, _), group)| (*class, of_group[*group as usize]));
+        Decided { of_class: of_class.collect(), programs, reaches_end }
     }
 
     /// The rules that some packet of the endpoint can match.
-    fn live_rules(
-        &mut self,
-        direction: Direction,
-        tiers: &[ActiveTier<'_, 'a>],
-        local: &Facts,
-        v6: bool,
-    ) -> Vec<Live> {
+    fn live_rules(&mut self, peers: &Universe, side: Side<'_>) -> Vec<Live> {
+        let Side { direction, v6, tiers, local, .. } = side;
         let mut live = Vec::new();
         for (tier, rule) in
             (0..).zip(tiers).flat_map(|(at, tier)| tier.rules.iter().map(move |rule| (at, *rule)))
@@ -219,9 +275,9 @@ impl<'u, 'a> Builder<'u, 'a> {
                 Action::Pass => Then::Pass,
                 Action::Log => continue,
             };
-            let parts = self.parts(peer, is_destination, v6);
+            let parts = self.parts(peers, peer, is_destination, v6);
             let matches = parts.parts.iter().map(|part| {
-                let remote = self.peers.facts(part.sample);
+                let remote = peers.facts(part.sample);
                 match direction {
                     Direction::Ingress => l4::matches(bound, remote, local),
                     Direction::Egress => l4::matches(bound, local, remote),
@@ -235,7 +291,13 @@ impl<'u, 'a> Builder<'u, 'a> {
         live
     }
 
-    fn parts(&mut self, peer: &BoundEntity<'_>, is_destination: bool, v6: bool) -> Arc<Parts> {
+    fn parts(
+        &mut self,
+        peers: &Universe,
+        peer: &BoundEntity,
+        is_destination: bool,
+        v6: bool,
+    ) -> Arc<Parts> {
         let key = PartsKey {
             address: peer.address().clone(),
             names: peer.names.clone(),
@@ -251,7 +313,7 @@ impl<'u, 'a> Builder<'u, 'a> {
         let mut parts: Vec<Part> = Vec::new();
         family.candidates(peer.address(), |place| {
             let sample = family.classes[place as usize].1;
-            let facts = self.peers.facts(sample);
+            let facts = peers.facts(sample);
             if peer.address().holds(facts) {
                 let ports = peer.port_facts(facts, is_destination);
                 let part = *by_ports.entry(ports).or_insert_with(|| {
@@ -265,6 +327,34 @@ impl<'u, 'a> Builder<'u, 'a> {
         let parts = Arc::new(Parts { all, parts });
         self.parts.insert(key, Arc::clone(&parts));
         parts
+    }
+}
+
+impl Shared {
+    fn program(&mut self, clauses: Vec<Clause>, default: Outcome) -> Arc<Program> {
+        let program = self.programs.entry((clauses, default));
+        let new = |(clauses, default): &(Vec<_>, _)| Arc::new(Program::new(clauses, *default));
+        program.or_insert_with_key(new).clone()
+    }
+
+    fn by_class(&mut self, by_class: Vec<u32>) -> Arc<[u32]> {
+        if let Some(shared) = self.by_class.get(by_class.as_slice()) {
+            return Arc::clone(shared);
+        }
+        let new: Arc<[u32]> = by_class.into();
+        self.by_class.insert(Arc::clone(&new));
+        new
+    }
+}
+
+/// Sets the program of a class; what is beyond the end has program 0.
+fn set(by_class: &mut Vec<u32>, class: ClassId, program: u32) {
+    let at = class.0 as usize;
+    if program != 0 && at >= by_class.len() {
+        by_class.resize(at + 1, 0);
+    }
+    if let Some(of_class) = by_class.get_mut(at) {
+        *of_class = program;
     }
 }
 

@@ -7,51 +7,44 @@ use ahash::HashMap;
 use tieline_dataplane::addr::{Addr, Prefix};
 
 use super::atoms::{Atoms, Facts, NamedPortFact};
-use super::matcher::{LabelSets, Matcher};
+use super::matcher::Matcher;
 use super::numbers::{Interner, Memory};
+use super::population::Population;
+use super::views::ViewId;
 use crate::policy::model::PolicySet;
-use crate::state::{Identity, IdentityKind};
 
 /// Number of some [`Facts`]; 0 are those of an address that no question fits.
 pub(super) type FactsId = u32;
 
-/// Answers the questions of one [`Atoms`] for any address.
+/// Answers the questions of one [`Atoms`] for any address. Views must keep
+/// their meaning while it is in use.
 #[derive(Debug)]
-pub(super) struct Universe<'a> {
+pub(super) struct Universe {
     /// The questions.
-    pub(super) atoms: Atoms<'a>,
-    identities: &'a [Identity],
-    labels: &'a LabelSets<'a>,
-    matcher: Matcher<'a>,
+    pub(super) atoms: Atoms,
+    matcher: Matcher,
     /// The questions about ports, by port name.
-    names: HashMap<&'a str, Vec<(u32, Option<u32>)>>,
+    names: HashMap<String, Vec<(u32, Option<u32>)>>,
     facts: Interner<Arc<Facts>>,
     /// Selectors that match, by label set.
     matching: HashMap<u32, Arc<[u32]>>,
-    /// Facts that an identity gives its addresses, by label set and ports.
-    given: HashMap<(u32, Vec<NamedPortFact>), FactsId>,
+    /// Facts that an owner gives its addresses, by view.
+    given: HashMap<ViewId, FactsId>,
     unions: HashMap<(FactsId, FactsId), FactsId>,
     /// For IPv4 and IPv6.
     nets: [NetTree; 2],
 }
 
-impl<'a> Universe<'a> {
+impl Universe {
     /// Prepares to answer.
-    pub(super) fn new(
-        atoms: Atoms<'a>,
-        policies: &PolicySet,
-        identities: &'a [Identity],
-        labels: &'a LabelSets<'a>,
-    ) -> Self {
-        let mut names: HashMap<&str, Vec<(u32, Option<u32>)>> = HashMap::default();
+    pub(super) fn new(atoms: Atoms, policies: &PolicySet, population: &Population) -> Self {
+        let mut names: HashMap<String, Vec<(u32, Option<u32>)>> = HashMap::default();
         for (id, (selector, name)) in (0..).zip(atoms.names.values()) {
-            names.entry(name).or_default().push((id, *selector));
+            names.entry(name.clone()).or_default().push((id, *selector));
         }
         let mut universe = Self {
             matcher: Matcher::new(atoms.selectors.values()),
             atoms,
-            identities,
-            labels,
             names,
             facts: Interner::default(),
             matching: HashMap::default(),
@@ -60,7 +53,7 @@ impl<'a> Universe<'a> {
             nets: Default::default(),
         };
         universe.facts.id(Arc::new(Facts::default()));
-        universe.nets = universe.net_trees(policies);
+        universe.nets = universe.net_trees(policies, population);
         universe
     }
 
@@ -74,13 +67,17 @@ impl<'a> Universe<'a> {
         self.atoms.content(self.facts(id), memory)
     }
 
-    /// The facts about an address with these owners (places among the
-    /// identities).
-    pub(super) fn address(&mut self, addr: Addr, owners: impl Iterator<Item = u32>) -> FactsId {
+    /// The facts about an address with these owners.
+    pub(super) fn address(
+        &mut self,
+        addr: Addr,
+        owners: &[ViewId],
+        population: &Population,
+    ) -> FactsId {
         let tree = &self.nets[usize::from(!addr.is_v4())];
         let mut all = tree.holding(addr).map_or(0, |at| tree.0[at].facts);
         for owner in owners {
-            let given = self.given(owner);
+            let given = self.given(*owner, population);
             all = self.union(all, given);
         }
         all
@@ -97,30 +94,31 @@ impl<'a> Universe<'a> {
         })
     }
 
-    /// The facts that an identity gives its addresses.
-    fn given(&mut self, identity: u32) -> FactsId {
-        let labels = self.labels.of[identity as usize];
-        let matching =
-            Arc::clone(self.matching.entry(labels).or_insert_with(|| {
-                self.matcher.matching(self.labels.sets[labels as usize]).into()
-            }));
-        let mut ports = Vec::new();
-        if !self.names.is_empty() {
-            for port in &self.identities[identity as usize].ports {
-                for (name, selector) in self.names.get(port.name.as_str()).into_iter().flatten() {
-                    if selector.is_none_or(|id| matching.binary_search(&id).is_ok()) {
-                        ports.push((*name, port.protocol, port.port));
-                    }
+    /// The facts that an owner gives its addresses.
+    fn given(&mut self, id: ViewId, population: &Population) -> FactsId {
+        if let Some(given) = self.given.get(&id) {
+            return *given;
+        }
+        let Some((view, labels)) = population.view(id) else { return 0 };
+        let matching = self
+            .matching
+            .entry(labels)
+            .or_insert_with(|| self.matcher.matching(&view.labels).into())
+            .clone();
+        let mut ports: Vec<NamedPortFact> = Vec::new();
+        for port in view.ports.iter().filter(|_| !self.names.is_empty()) {
+            for (name, selector) in self.names.get(port.name.as_str()).into_iter().flatten() {
+                if selector.is_none_or(|id| matching.binary_search(&id).is_ok()) {
+                    ports.push((*name, port.protocol, port.port));
                 }
             }
-            ports.sort_unstable();
-            ports.dedup();
         }
-        let facts = &mut self.facts;
-        *self.given.entry((labels, ports)).or_insert_with_key(|(_, ports)| {
-            let selectors = matching.to_vec();
-            facts.id(Arc::new(Facts { selectors, ports: ports.clone(), ..Facts::default() }))
-        })
+        ports.sort_unstable();
+        ports.dedup();
+        let facts = Facts { selectors: matching.to_vec(), ports, ..Facts::default() };
+        let given = self.facts.id(Arc::new(facts));
+        self.given.insert(id, given);
+        given
     }
 
     fn union(&mut self, a: FactsId, b: FactsId) -> FactsId {
@@ -136,24 +134,21 @@ impl<'a> Universe<'a> {
     }
 
     /// Arranges rules' nets, network sets' nets and services' addresses.
-    fn net_trees(&mut self, policies: &PolicySet) -> [NetTree; 2] {
+    fn net_trees(&mut self, policies: &PolicySet, population: &Population) -> [NetTree; 2] {
         let mut items: Vec<(Prefix, FactsId)> = Vec::new();
         for (id, net) in (0..).zip(self.atoms.nets.values()) {
             let facts = Facts { nets: vec![id], ..Facts::default() };
             items.push((*net, self.facts.id(Arc::new(facts))));
         }
         for (id, name) in (0..).zip(self.atoms.services.values()) {
-            for endpoint in policies.services.get(*name).into_iter().flatten() {
+            for endpoint in policies.services.get(name).into_iter().flatten() {
                 let facts = Facts { services: vec![(id, endpoint.port)], ..Facts::default() };
                 let prefix = Prefix::host(endpoint.address.into());
                 items.push((prefix, self.facts.id(Arc::new(facts))));
             }
         }
-        for at in 0..self.identities.len() {
-            let identity = &self.identities[at];
-            for net in identity.nets.iter().filter(|net| !is_exact(identity, net)) {
-                items.push((*net, self.given(at as u32)));
-            }
+        for (net, view) in population.nets() {
+            items.push((*net, self.given(*view, population)));
         }
         // Containing prefixes first, as building the tree needs them.
         items.sort_by_key(|(prefix, _)| (!prefix.is_v4(), prefix.addr(), prefix.len128()));
@@ -171,12 +166,6 @@ impl<'a> Universe<'a> {
         }
         trees
     }
-}
-
-/// Whether a net of an identity is one address, looked up exactly. Network
-/// sets' are prefixes all.
-pub(super) fn is_exact(identity: &Identity, net: &Prefix) -> bool {
-    identity.kind != IdentityKind::NetworkSet && net.len128() == 128
 }
 
 /// Prefixes of a family in order, each after those that hold it.

@@ -29,7 +29,7 @@ pub(super) fn identities(derived: &Derived) -> Option<Vec<Identity>> {
     if sets.is_empty() {
         return None;
     }
-    let local = derived.identities.iter().filter(|it| it.cluster == ClusterId::Local);
+    let local = derived.identities().iter().filter(|it| it.cluster == ClusterId::Local);
     Some(local.cloned().chain(sets).collect())
 }
 

@@ -116,7 +116,7 @@ impl HypotheticalPod {
         };
         let is_there = |it: &Identity| it.cluster == cluster && it.name.namespace == self.namespace;
         let known = objects.namespaces.contains_key(&self.namespace)
-            || derived.identities.iter().any(is_there);
+            || derived.identities().iter().any(is_there);
         if !known {
             return Err(ExplainError::NoNamespace { cluster, namespace: self.namespace.clone() });
         }

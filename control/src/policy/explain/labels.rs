@@ -37,8 +37,24 @@ fn about(condition: &Selector) -> About {
     }
 }
 
-/// A selector as a user would say it, to follow "matches".
-pub(super) fn spoken(selector: &Selector) -> String {
+/// A selector as a user would say it of something that it chooses.
+pub(super) fn positive(selector: &Selector) -> String {
+    match spoken(selector) {
+        (Some(own), rest) => format!("matches {own}{rest}"),
+        (None, rest) => rest.trim_start().to_owned(),
+    }
+}
+
+/// The same of something that it does not choose.
+pub(super) fn negative(selector: &Selector) -> String {
+    match spoken(selector) {
+        (Some(own), rest) => format!("does not match {own}{rest}"),
+        (None, rest) => format!("is not{rest}"),
+    }
+}
+
+/// Conditions on own labels, and what else is asked, with a blank before it.
+fn spoken(selector: &Selector) -> (Option<String>, String) {
     let (mut own, mut rest) = (Vec::new(), Vec::new());
     for condition in selector.conjuncts() {
         let text = condition.as_str();
@@ -59,17 +75,19 @@ pub(super) fn spoken(selector: &Selector) -> String {
             About::Own => own.push(condition),
         }
     }
-    let mut words = match own.as_slice() {
-        [] if rest.is_empty() => return bare(selector.as_str()).to_owned(),
-        [] => "anything".to_owned(),
-        [only] => bare(only.as_str()).to_owned(),
-        all => all.iter().map(Selector::as_str).collect::<Vec<_>>().join(" && "),
+    let own = match own.as_slice() {
+        [] if rest.is_empty() => Some(bare(selector.as_str()).to_owned()),
+        [] => None,
+        [only] => Some(bare(only.as_str()).to_owned()),
+        all => Some(all.iter().map(Selector::as_str).collect::<Vec<_>>().join(" && ")),
     };
-    for part in rest {
-        words.push(' ');
-        words.push_str(&part);
-    }
-    words
+    (own, rest.iter().map(|part| format!(" {part}")).collect())
+}
+
+/// How many conditions of a selector stand in the way.
+pub(super) fn failing(selector: &Selector, peer: &Peer<'_>) -> usize {
+    let Some(owner) = peer.owners.first() else { return 1 };
+    selector.conjuncts().iter().filter(|condition| !condition.matches(&owner.labels)).count()
 }
 
 fn namespace(text: &str) -> String {
@@ -88,10 +106,13 @@ pub(super) fn has(selector: &Selector, peer: &Peer<'_>) -> String {
     let Some(owner) = peer.owners.first() else {
         return ": it is no endpoint and in no network set that is known".to_owned();
     };
-    let failing = selector.conjuncts();
-    let failing = failing.iter().filter(|condition| !condition.matches(&owner.labels));
-    let mut keys: Vec<&str> = Vec::new();
+    let conditions = selector.conjuncts();
+    let failing = conditions.iter().filter(|condition| !condition.matches(&owner.labels));
     let failing: Vec<_> = failing.collect();
+    if failing.iter().any(|condition| matches!(about(condition), About::Pod)) {
+        return ": it is no pod".to_owned();
+    }
+    let mut keys: Vec<&str> = Vec::new();
     for key in failing.iter().flat_map(|condition| condition.keys()) {
         if !keys.contains(&&**key) {
             keys.push(key);
@@ -99,7 +120,6 @@ pub(super) fn has(selector: &Selector, peer: &Peer<'_>) -> String {
     }
     let labels = keys.into_iter().map(|key| {
         let name = match (key, key.split_once('.')) {
-            (ORCHESTRATOR, _) => return "it is no pod".to_owned(),
             (NAMESPACE, _) => "its namespace".to_owned(),
             (SERVICE_ACCOUNT, _) => "its service account".to_owned(),
             (_, Some(("pcns", key))) => format!("its namespace's {key}"),

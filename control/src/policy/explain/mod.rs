@@ -26,7 +26,7 @@ use std::sync::Arc;
 
 use ahash::HashMap;
 use tieline_dataplane::addr::{Addr, Prefix};
-use tieline_dataplane::tables::{ClassId, L4, PolicyId, PrefixMap};
+use tieline_dataplane::tables::{L4, PrefixMap};
 
 pub use self::answer::{
     Answer, DecidedBy, EndpointInfo, ExplainError, IdentityInfo, RouteInfo, Side, Staged, Verdict,
@@ -97,43 +97,27 @@ struct Node<'a> {
 #[derive(Debug)]
 struct Tables<'a> {
     compiled: Cow<'a, Compiled>,
-    prefixes: PrefixMap<ClassId>,
 }
 
 impl<'a> Tables<'a> {
     fn new(compiled: Cow<'a, Compiled>) -> Self {
-        let mut prefixes = PrefixMap::default();
-        for (prefix, class) in &compiled.prefixes {
-            prefixes.insert(*prefix, *class);
-        }
-        Self { compiled, prefixes }
-    }
-
-    fn endpoint(&self, addr: Addr) -> Option<(ClassId, Option<PolicyId>)> {
-        let endpoints = &self.compiled.endpoints;
-        let at = endpoints.binary_search_by_key(&addr, |(addr, ..)| *addr).ok()?;
-        Some((endpoints[at].1, endpoints[at].2))
-    }
-
-    fn class(&self, addr: Addr) -> ClassId {
-        let unknown = if addr.is_v4() { ClassId::UNKNOWN_V4 } else { ClassId::UNKNOWN_V6 };
-        let known = self.endpoint(addr).map(|(class, _)| class);
-        known.or_else(|| self.prefixes.get(addr).copied()).unwrap_or(unknown)
+        Self { compiled }
     }
 
     /// What the local end's policy says of a packet.
     fn judge(&self, direction: Direction, packet: &Packet<'_>) -> (bool, &Decision) {
         let (local, peer) = packet.ends(direction);
-        let policy = self.endpoint(local.addr).and_then(|(_, policy)| policy);
-        let policy = policy.and_then(|id| self.compiled.policies.get(id.0 as usize)?.as_ref());
+        let Compiled { endpoints, policies, decisions } = &*self.compiled;
+        let policy = endpoints.get(local.addr).and_then(|endpoint| endpoint.policy);
+        let policy = policy.and_then(|id| policies.get(id));
         let Some(policy) = policy else { return (true, &Decision::NoPolicy) };
         let table = match direction {
             Direction::Ingress => &policy.ingress,
             Direction::Egress => &policy.egress,
         };
-        let outcome = table.judge(self.class(peer.addr), &packet.l4);
-        let decision = self.compiled.decisions.get(outcome.rule.0 as usize);
-        (outcome.allow, decision.unwrap_or(&Decision::NoPolicy))
+        let outcome = table.judge(endpoints.class(peer.addr), &packet.l4);
+        let decision = decisions.get(outcome.rule.0 as usize);
+        (outcome.allow, decision.map_or(&Decision::NoPolicy, |decision| decision))
     }
 }
 
@@ -154,7 +138,7 @@ impl<'a> Explainer<'a> {
             felix: felix::identities(derived).map(Arc::new),
             nodes: HashMap::default(),
         };
-        for (at, identity) in (0..).zip(&derived.identities) {
+        for (at, identity) in (0..).zip(derived.identities()) {
             if is_pod(identity) {
                 explainer.pods.insert((&identity.cluster, &identity.name), at);
             }
@@ -194,14 +178,11 @@ impl<'a> Explainer<'a> {
         let matters = |identity: &&Identity| {
             identity.kind == IdentityKind::NetworkSet || identity.nets.iter().any(has)
         };
-        supposed.extend(self.derived.identities.iter().filter(matters).cloned());
-        let derived = Derived {
-            world: self.derived.world.clone(),
-            resolved: self.derived.resolved.clone(),
-            policies: self.derived.policies.clone(),
-            compiled: compile(&self.derived.policies, &supposed),
-            identities: supposed,
-        };
+        supposed.extend(self.derived.identities().iter().filter(matters).cloned());
+        let Derived { world, resolved, policies, .. } = self.derived;
+        let compiled = compile(policies, &supposed);
+        let (world, resolved) = (world.clone(), (**resolved).clone());
+        let derived = Derived::new(world, resolved, supposed, policies.clone(), compiled);
         let mut explainer = Explainer::with(&derived, self.staged.clone());
         explainer.brief = self.brief;
         explainer.answer(query, l4, ends)
@@ -265,7 +246,7 @@ impl<'a> Explainer<'a> {
             End::Pod(cluster, pod) => (cluster, pod),
         };
         if let Some(at) = self.pods.get(&(&cluster, &pod)) {
-            return Ok(addresses(&self.derived.identities[*at as usize]));
+            return Ok(addresses(&self.derived.identities()[*at as usize]));
         }
         if let ClusterId::Remote(name) = &cluster
             && !self.derived.world.remotes.contains_key(name)
@@ -285,7 +266,7 @@ impl<'a> Explainer<'a> {
         let exact = self.owners.get(&addr).into_iter().flatten();
         let nets = self.nets.matches(addr).flatten();
         let mut owners: Vec<_> =
-            exact.chain(nets).map(|at| &self.derived.identities[*at as usize]).collect();
+            exact.chain(nets).map(|at| &self.derived.identities()[*at as usize]).collect();
         owners.sort_by_key(|it| (rank(it.kind), &it.cluster, &it.name));
         owners.dedup_by(|a, b| std::ptr::eq(*a, *b));
         Peer { addr, owners }
@@ -334,9 +315,9 @@ impl<'a> Explainer<'a> {
         self.nodes.entry(name.to_owned()).or_insert_with(|| {
             let own = derived.world.node == name;
             let identities: Cow<'a, [Identity]> = if own {
-                Cow::Borrowed(&derived.identities)
+                Cow::Borrowed(derived.identities())
             } else {
-                Cow::Owned(derived.identities.iter().map(|it| seen_from(it, name)).collect())
+                Cow::Owned(derived.identities().iter().map(|it| seen_from(it, name)).collect())
             };
             let enforced = if own {
                 Cow::Borrowed(&derived.compiled)
@@ -349,7 +330,7 @@ impl<'a> Explainer<'a> {
                 Tables::new(Cow::Owned(compile(&derived.policies, &seen)))
             });
             let resolved = if own {
-                Cow::Borrowed(&derived.resolved)
+                Cow::Borrowed(&*derived.resolved)
             } else {
                 let world = World { node: name.to_owned(), ..(*derived.world).clone() };
                 Cow::Owned(resolve(&world))

@@ -8,7 +8,7 @@ use tieline_dataplane::addr::Addr;
 use tieline_dataplane::tables::L4;
 
 use super::hypothetical::is_hypothetical;
-use super::words::{describe, failures};
+use super::words::{describe, distance, failures};
 use super::{DecidedBy, EndpointInfo, IdentityInfo, Side};
 use crate::policy::compile::{Decision, Direction};
 use crate::policy::model::{Action, Policy, PolicySet, PolicySource, Rule, Tier, TierAction};
@@ -52,6 +52,9 @@ pub struct RuleTrace {
     pub conditions: Vec<String>,
     /// The conditions that failed; none when the rule matched.
     pub failed: Vec<String>,
+    /// How far it was from matching.
+    #[serde(skip)]
+    distance: usize,
 }
 
 /// A rule that would have decided otherwise.
@@ -404,10 +407,12 @@ fn read(
     for rule in rules {
         let failed = failures(set, rule, packet);
         let matched = failed.is_empty();
-        let (action, conditions) = (action_name(rule.action), describe(rule));
-        seen.rules.push(RuleTrace { rule: rule.origin + 1, action, conditions, failed });
-        if matched && rule.action != Action::Log {
-            return (seen, Some(rule.action));
+        let (action, conditions) = (rule.action, describe(rule));
+        let (rule, distance) = (rule.origin + 1, distance(&failed, rule, packet));
+        let name = action_name(action);
+        seen.rules.push(RuleTrace { rule, action: name, conditions, failed, distance });
+        if matched && action != Action::Log {
+            return (seen, Some(action));
         }
     }
     (seen, None)
@@ -424,18 +429,20 @@ pub(super) fn near_misses(trace: &[TierTrace], allow: bool) -> Vec<NearMiss> {
         for policy in tier.policies.iter().filter(|policy| !policy.staged) {
             let rules = policy.rules.iter().filter(|rule| rule.action == turns);
             near.extend(rules.filter(|rule| (1..=2).contains(&rule.failed.len())).map(|rule| {
-                NearMiss {
+                let miss = NearMiss {
                     tier: tier.tier.clone(),
                     policy_kind: policy.kind,
                     policy: policy.name.clone(),
                     rule: rule.rule,
                     action: rule.action,
                     failed: rule.failed.clone(),
-                }
+                };
+                (rule.distance, miss)
             }));
         }
     }
-    near.sort_by_key(|miss| miss.failed.len());
+    near.sort_by_key(|(distance, _)| *distance);
+    let mut near: Vec<NearMiss> = near.into_iter().map(|(_, miss)| miss).collect();
     // Of several rules that come from one, the nearest tells it.
     let mut told = HashSet::new();
     near.retain(|miss| told.insert((miss.policy_kind, miss.policy.clone(), miss.rule)));

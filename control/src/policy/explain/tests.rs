@@ -109,7 +109,7 @@ fn derived() -> Derived {
     };
     let compiled = compile(&policies, &identities);
     let resolved = resolve(&world);
-    Derived { world: Arc::new(world), resolved, identities, policies: policies.into(), compiled }
+    Derived::new(Arc::new(world), resolved, identities, policies.into(), compiled)
 }
 
 fn ask(query: Value) -> Result<Answer, ExplainError> {
@@ -238,7 +238,7 @@ fn several_rules_from_one_have_its_number() {
     }
     policies.tiers[2].policies[0] = Arc::new(api);
     derived.policies = Arc::new(policies);
-    derived.compiled = compile(&derived.policies, &derived.identities);
+    derived.compiled = compile(&derived.policies, derived.identities());
     let ask = |port: u16| {
         let query = json!({"from": "a/web", "to": "a/api", "port": port});
         let query = serde_json::from_value(query).expect("a query");
@@ -302,22 +302,25 @@ fn selectors_are_told_in_the_users_words() {
     let k8s = "projectcalico.org/orchestrator == 'k8s'";
     let in_shop = "projectcalico.org/namespace == 'shop'";
     for (selector, wanted) in [
-        ("role == 'x'".to_owned(), "role == \"x\""),
-        ("has(a) || has(b)".to_owned(), "has(a) || has(b)"),
-        (format!("{in_shop} && (has(a) || has(b))"), "has(a) || has(b) in namespace shop"),
-        (format!("{in_shop} && ({k8s} && has(a))"), "has(a) in namespace shop"),
-        (format!("{in_shop} && {k8s}"), "anything in namespace shop"),
-        ("pcns.team == 'x' && has(a)".to_owned(), "has(a) in namespaces with team == \"x\""),
-        ("has(projectcalico.org/namespace)".to_owned(), "anything in any namespace"),
-        ("!has(projectcalico.org/namespace)".to_owned(), "anything in no namespace"),
+        ("role == 'x'".to_owned(), "matches role == \"x\""),
+        ("has(a) || has(b)".to_owned(), "matches has(a) || has(b)"),
+        (format!("{in_shop} && (has(a) || has(b))"), "matches has(a) || has(b) in namespace shop"),
+        (format!("{in_shop} && ({k8s} && has(a))"), "matches has(a) in namespace shop"),
+        (format!("{in_shop} && {k8s}"), "in namespace shop"),
+        (
+            "pcns.team == 'x' && has(a)".to_owned(),
+            "matches has(a) in namespaces with team == \"x\"",
+        ),
+        ("has(projectcalico.org/namespace)".to_owned(), "in any namespace"),
+        ("!has(projectcalico.org/namespace)".to_owned(), "in no namespace"),
         (
             "has(pcsa.x) && projectcalico.org/serviceaccount in {'a'}".to_owned(),
-            "anything of service accounts with has(x) of service account in {\"a\"}",
+            "of service accounts with has(x) of service account in {\"a\"}",
         ),
-        ("all()".to_owned(), "all()"),
-        (k8s.to_owned(), "projectcalico.org/orchestrator == \"k8s\""),
+        ("all()".to_owned(), "matches all()"),
+        (k8s.to_owned(), "matches projectcalico.org/orchestrator == \"k8s\""),
     ] {
-        assert_eq!(labels::spoken(&Selector::parse(&selector).expect("a selector")), wanted);
+        assert_eq!(labels::positive(&Selector::parse(&selector).expect("a selector")), wanted);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Answer, EndpointInfo, Side, Staged, Verdict};
+use super::{Answer, EndpointInfo, IdentityInfo, Side, Staged, Verdict};
 
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -50,7 +50,16 @@ impl fmt::Display for Answer {
             }
         }
         match &self.route {
-            None => write!(f, "  {:<8} none of ours: the kernel's own routes hold", "route")?,
+            None => {
+                let ends = [&self.from, &self.to].map(|end| end.identities.first());
+                let supposed = |it: &IdentityInfo| it.kind == "hypothetical-pod";
+                let why = if ends.into_iter().flatten().any(supposed) {
+                    "not known: a pod that there is not is on no node"
+                } else {
+                    "none of ours: the kernel's own routes hold"
+                };
+                write!(f, "  {:<8} {why}", "route")?;
+            }
             Some(route) => {
                 write!(f, "  {:<8} {} ", "route", route.prefix)?;
                 match (&route.node, &route.cluster, &route.vtep) {

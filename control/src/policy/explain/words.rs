@@ -8,7 +8,7 @@ use std::ops::RangeInclusive;
 use tieline_dataplane::addr::Addr;
 use tieline_dataplane::tables::L4;
 
-use super::labels::{has, spoken};
+use super::labels::{failing, has, negative, positive};
 use super::query::Protocol;
 use super::story::{Packet, Peer};
 use crate::policy::model::{Entity, Icmp, PolicySet, PortMatch, Rule};
@@ -37,10 +37,10 @@ pub(super) fn describe(rule: &Rule) -> Vec<String> {
             add("not in ", list(not_nets));
         }
         if let Some(selector) = selector {
-            add("", format!("matches {}", spoken(selector)));
+            add("", positive(selector));
         }
         if let Some(selector) = not_selector {
-            add("", format!("does not match {}", spoken(selector)));
+            add("", negative(selector));
         }
         if !ports.is_empty() {
             add("port ", port_list(ports));
@@ -97,6 +97,18 @@ pub(super) fn failures(set: &PolicySet, rule: &Rule, packet: &Packet<'_>) -> Vec
     failed
 }
 
+/// How far a packet is from matching a rule, given the conditions that it fails:
+/// each counts, and so does every label.
+pub(super) fn distance(failed: &[String], rule: &Rule, packet: &Packet<'_>) -> usize {
+    let ends = [(&rule.source, &packet.source), (&rule.destination, &packet.destination)];
+    let labels = ends.into_iter().filter_map(|(entity, peer)| {
+        let selector = entity.selector.as_ref()?;
+        let chosen = peer.owners.iter().any(|owner| selector.matches(&owner.labels));
+        (!chosen).then(|| failing(selector, peer).saturating_sub(1))
+    });
+    failed.len() + labels.sum::<usize>()
+}
+
 fn service_failures(set: &PolicySet, rule: &Rule, packet: &Packet<'_>, failed: &mut Vec<String>) {
     let L4 { protocol, destination, .. } = packet.l4;
     let endpoints = |name, addr: Addr| {
@@ -110,13 +122,18 @@ fn service_failures(set: &PolicySet, rule: &Rule, packet: &Packet<'_>, failed: &
         failed.push(format!("source {source} is no endpoint of service {name}"));
     }
     let addr = packet.destination.addr;
-    if let Some(name) = &rule.destination.service
-        && !endpoints(name, addr).any(|endpoint| endpoint.port == Some((protocol, destination)))
-    {
-        let name_of = Protocol(protocol);
-        let port = if name_of.has_ports() { format!(" port {destination}") } else { String::new() };
-        failed
-            .push(format!("destination {addr}, {name_of}{port} is no endpoint of service {name}"));
+    if let Some(name) = &rule.destination.service {
+        let ports: Vec<_> = endpoints(name, addr).map(|endpoint| endpoint.port).collect();
+        if ports.is_empty() {
+            failed.push(format!("destination {addr} is no endpoint of service {name}"));
+        } else if !ports.contains(&Some((protocol, destination))) {
+            let own = ports.iter().flatten();
+            let own = own.map(|(protocol, port)| format!("{} {port}", Protocol(*protocol)));
+            let own = list(&own.collect::<Vec<_>>());
+            let asked = Protocol(protocol);
+            let port = if asked.has_ports() { format!(" {destination}") } else { String::new() };
+            failed.push(format!("{asked}{port} is no port of service {name} ({own})"));
+        }
     }
 }
 
@@ -131,15 +148,10 @@ fn address_failures(end: &str, entity: &Entity, peer: &Peer<'_>, failed: &mut Ve
     }
     let chooses = |selector: &&Selector| owners.iter().any(|it| selector.matches(&it.labels));
     if let Some(selector) = entity.selector.as_ref().filter(|selector| !chooses(selector)) {
-        failed.push(format!(
-            "{end} {name} does not match {}{}",
-            spoken(selector),
-            has(selector, peer)
-        ));
+        failed.push(format!("{end} {name} {}{}", negative(selector), has(selector, peer)));
     }
     if let Some(selector) = entity.not_selector.as_ref().filter(chooses) {
-        failed
-            .push(format!("{end} {name} matches {}, which notSelector excludes", spoken(selector)));
+        failed.push(format!("{end} {name} {}, which notSelector excludes", positive(selector)));
     }
 }
 

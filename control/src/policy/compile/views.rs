@@ -1,0 +1,163 @@
+//! What rules can see of the owner of an address, each distinct view once.
+
+use std::sync::Arc;
+
+use ahash::HashMap;
+
+use crate::state::{ClusterId, Identity, IdentityKind, Labels, NamedPort};
+
+/// Number of a [`View`].
+pub type ViewId = u32;
+
+/// All that counts of an identity but its addresses. Thousands of pods share
+/// one.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct View {
+    /// Its cluster.
+    pub cluster: ClusterId,
+    /// Its kind.
+    pub kind: IdentityKind,
+    /// The labels that selectors are evaluated over.
+    pub labels: Arc<Labels>,
+    /// Its named ports.
+    pub ports: Vec<NamedPort>,
+    /// Of a local workload its namespace, whose profile it has; else empty.
+    pub namespace: String,
+}
+
+impl View {
+    /// What rules can see of an identity.
+    pub fn of(identity: &Identity) -> Self {
+        let mut view = Self {
+            cluster: identity.cluster.clone(),
+            kind: identity.kind,
+            labels: identity.labels.clone(),
+            ports: identity.ports.clone(),
+            namespace: String::new(),
+        };
+        if view.is_local() {
+            view.namespace.clone_from(&identity.name.namespace);
+        }
+        view
+    }
+
+    /// Whether policies apply to it here.
+    pub fn is_local(&self) -> bool {
+        self.kind == IdentityKind::LocalWorkload
+    }
+}
+
+/// The views that some address has.
+#[derive(Debug, Default)]
+pub(super) struct Views {
+    ids: HashMap<Arc<View>, ViewId>,
+    slots: Vec<Option<Slot>>,
+    free: Vec<ViewId>,
+    labels: HashMap<Arc<Labels>, u32>,
+    /// By number.
+    label_sets: Vec<Arc<Labels>>,
+    unused: usize,
+}
+
+#[derive(Debug)]
+struct Slot {
+    view: Arc<View>,
+    /// Number of its label set.
+    labels: u32,
+    uses: u32,
+}
+
+impl Views {
+    /// The number of a view, once more in use.
+    pub(super) fn take(&mut self, view: &View) -> ViewId {
+        let id = match self.ids.get(view) {
+            Some(id) => *id,
+            None => self.add(view.clone()),
+        };
+        if let Some(slot) = &mut self.slots[id as usize] {
+            self.unused -= usize::from(slot.uses == 0);
+            slot.uses += 1;
+        }
+        id
+    }
+
+    fn add(&mut self, mut view: View) -> ViewId {
+        let number = match self.labels.get(&view.labels) {
+            Some(number) => *number,
+            None => {
+                let number = self.label_sets.len() as u32;
+                self.labels.insert(view.labels.clone(), number);
+                self.label_sets.push(view.labels.clone());
+                number
+            }
+        };
+        view.labels = self.label_sets[number as usize].clone();
+        let view = Arc::new(view);
+        let slot = Some(Slot { view: view.clone(), labels: number, uses: 0 });
+        let id = self.free.pop().unwrap_or(self.slots.len() as ViewId);
+        match self.slots.get_mut(id as usize) {
+            Some(free) => *free = slot,
+            None => self.slots.push(slot),
+        }
+        self.ids.insert(view, id);
+        self.unused += 1;
+        id
+    }
+
+    /// The number of a view that is in use.
+    pub(super) fn find(&self, view: &View) -> Option<ViewId> {
+        self.ids.get(view).copied()
+    }
+
+    /// One use less. The view keeps its number until [`Self::retire`].
+    pub(super) fn release(&mut self, id: ViewId) {
+        if let Some(slot) = &mut self.slots[id as usize] {
+            slot.uses -= 1;
+            self.unused += usize::from(slot.uses == 0);
+        }
+    }
+
+    /// A view and the number of its label set.
+    pub(super) fn get(&self, id: ViewId) -> Option<(&Arc<View>, u32)> {
+        let slot = self.slots.get(id as usize)?.as_ref()?;
+        Some((&slot.view, slot.labels))
+    }
+
+    /// Whether more views are kept without use than with.
+    pub(super) fn mostly_unused(&self) -> bool {
+        self.unused > self.ids.len() / 2 + 1024
+    }
+
+    /// Forgets views without use, and numbers label sets anew.
+    pub(super) fn retire(&mut self) {
+        self.labels.clear();
+        self.label_sets.clear();
+        for (id, place) in (0..).zip(&mut self.slots) {
+            let Some(slot) = place else { continue };
+            if slot.uses == 0 {
+                self.ids.remove(&slot.view);
+                self.free.push(id);
+                *place = None;
+                continue;
+            }
+            let labels = &slot.view.labels;
+            slot.labels = *self.labels.entry(labels.clone()).or_insert_with(|| {
+                self.label_sets.push(labels.clone());
+                self.label_sets.len() as u32 - 1
+            });
+        }
+        self.unused = 0;
+    }
+
+    /// The label set with a number.
+    pub(super) fn label_set(&self, number: u32) -> &Labels {
+        &self.label_sets[number as usize]
+    }
+
+    /// All that are in use.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (ViewId, &Arc<View>)> {
+        let used = (0..).zip(&self.slots);
+        used.filter_map(|(id, slot)| Some((id, slot.as_ref().filter(|it| it.uses > 0)?)))
+            .map(|(id, slot)| (id, &slot.view))
+    }
+}
