@@ -402,3 +402,41 @@ fn a_batch_keeps_its_order_and_its_errors() {
     assert_eq!((&lines[3]["id"], &lines[3]["error"]), (&json!(3), &json!("missing field `from`")));
     assert_eq!((&lines[4]["verdict"], &lines[4]["egress"]), (&json!("deny"), &Value::Null));
 }
+
+/// The same, with a set as it is written for Felix.
+fn mirrored(address: &str) -> Derived {
+    let mut derived = derived();
+    let set = json!({
+        "apiVersion": "projectcalico.org/v3", "kind": "GlobalNetworkSet",
+        "metadata": {
+            "name": "tieline-db-0", "labels": {"role": "tmp", "tieline/remote-cluster": "db"},
+        },
+        "spec": {"nets": [address]},
+    });
+    let kind = crate::policy::api::PolicyKind::GlobalNetworkSet;
+    let (name, set) = crate::policy::api::parse(kind, &set).expect("a set");
+    let mut local = ClusterObjects::default();
+    local.policy.0.insert((kind, name), Arc::new(set));
+    let world = Arc::make_mut(&mut derived.world);
+    world.local = Arc::new(local);
+    derived
+}
+
+#[test]
+fn what_felix_decides_by_what_is_written_for_it() {
+    let query: Query = serde_json::from_value(
+        json!({"from": "db:a/tmp", "to": "a/api", "protocol": "tcp", "port": 443}),
+    )
+    .expect("a query");
+    let felix = |derived: &Derived| {
+        let answer = explain(derived, &query).expect("an answer");
+        assert_eq!(answer.verdict, Verdict::Deny);
+        answer.ingress.and_then(|side| side.felix)
+    };
+    assert_eq!(felix(&derived()), None, "nothing is written");
+    let same = felix(&mirrored("10.9.0.1/32")).expect("Felix's view");
+    assert_eq!((same.verdict, same.differs), (Verdict::Deny, false));
+    let other = felix(&mirrored("10.9.0.2/32")).expect("Felix's view");
+    assert_eq!((other.verdict, other.differs), (Verdict::Allow, true));
+    assert!(other.reason.contains("no set holds the address"), "{}", other.reason);
+}
