@@ -135,11 +135,11 @@ fn pod(prefix: &str, first: u32, at: u32) -> (ObjectName, Pod) {
     let namespace =
         if prefix == "app" && at < BIG { "big".to_owned() } else { format!("ns-{}", set / APPS) };
     let pod = Pod {
-        labels: labels(set % APPS, set % 3),
-        node: format!("{prefix}-{}", at / PODS),
-        service_account: "default".to_owned(),
-        addresses: vec![address(first + at)],
-        ports: vec![NamedPort { name: "http".into(), protocol: 6, port: 8080 }],
+        labels: labels(set % APPS, set % 3).into(),
+        node: format!("{prefix}-{}", at / PODS).into(),
+        service_account: "default".into(),
+        addresses: Box::new([address(first + at)]),
+        ports: Arc::new([NamedPort { name: "http".into(), protocol: 6, port: 8080 }]),
     };
     (name(&namespace, at), pod)
 }
@@ -325,7 +325,7 @@ impl Lab {
         for n in 0..TIMES {
             let (remote, name, mut pod) = self.any_pod();
             let app = if n % 10 == 0 { 1000 + n } else { self.roll(APPS) };
-            pod.labels = labels(app, 4);
+            pod.labels = labels(app, 4).into();
             let addr = Addr::from(pod.addresses[0]);
             let old = self.tables.current().clone();
             times.push(self.time(remote, |it| drop(it.pods.insert(name, Arc::new(pod)))));
@@ -348,7 +348,7 @@ impl Lab {
         self.labels(report, "one pod's label");
         self.pods(report, "one pod comes or goes");
         let node = self.world.node.clone();
-        let own = self.world.local.pods.iter().filter(|(_, pod)| pod.node == node);
+        let own = self.world.local.pods.iter().filter(|(_, pod)| *pod.node == *node);
         let own: Vec<_> = own.map(|(name, pod)| (name.clone(), pod.clone())).collect();
         let mut times = Vec::new();
         for (n, (name, pod)) in own.iter().enumerate() {
@@ -394,7 +394,7 @@ impl Lab {
     /// Edits of policies that apply on this node, and of others.
     fn policies(&mut self, report: &mut Report) {
         let node = self.world.node.clone();
-        let own = self.world.local.pods.iter().filter(|(_, pod)| pod.node == node);
+        let own = self.world.local.pods.iter().filter(|(_, pod)| *pod.node == *node);
         let here: std::collections::BTreeSet<(String, String)> =
             own.map(|(name, pod)| (name.namespace.clone(), pod.labels["app"].clone())).collect();
         let applies = |at: u32| {
