@@ -259,6 +259,7 @@ impl Lab {
         let half = pods / 2;
         let mut local = cluster("app", 10, half);
         let remote = cluster("db", 20, pods - half);
+        let endpoints = resident();
         for at in 0..policies {
             add_policy(&mut local, at, 8000 + at % 500);
         }
@@ -279,9 +280,13 @@ impl Lab {
         report.say(&format!("{title} full compile"), start.elapsed().as_secs_f64(), "s");
         let all = resident();
         let each = |bytes: f64| bytes / f64::from(pods);
-        report.say(&format!("{title} resident: objects"), each(state - baseline), "bytes/endpoint");
-        report.say(&format!("{title} resident: tables"), each(all - state), "bytes/endpoint");
-        report.say(&format!("{title} resident in all"), each(all - baseline), "bytes/endpoint");
+        let objects = endpoints - baseline;
+        report.say(&format!("{title} resident: objects"), each(objects), "bytes/endpoint");
+        report.say(&format!("{title} resident: what follows"), each(all - state), "bytes/endpoint");
+        let of_endpoints = objects + all - state;
+        report.say(&format!("{title} resident: both"), each(of_endpoints), "bytes/endpoint");
+        let policy = (state - endpoints) / f64::from(policies);
+        report.say(&format!("{title} resident: policies"), policy, "bytes/policy");
         report.say(&format!("{title} resident memory"), all / 1024.0 / 1024.0, "MiB");
         let routes = derived.resolved.routes.len();
         report.say(&format!("{title} routes"), routes as f64, "");

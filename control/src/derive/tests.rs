@@ -486,7 +486,7 @@ fn explained(one: &Derived, other: &Derived, said: &Said) -> Result<(), TestCase
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
 
     #[test]
     fn following_edits_is_beginning_anew(edits in prop::collection::vec(edit(), 1..40)) {

@@ -2,7 +2,7 @@
 //!
 //! Pods come, go and change their labels all the time, and with each pod the
 //! allocations of an address block change. Next to none of that concerns
-//! routes: [`concerns`] says what does. Then all is worked out anew.
+//! routes: [`Follower::follow`] knows what does. Then all is worked out anew.
 
 use std::net::IpAddr;
 use std::sync::Arc;
