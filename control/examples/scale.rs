@@ -358,7 +358,7 @@ impl Lab {
         let mut times = Vec::new();
         for (n, (name, pod)) in own.iter().enumerate() {
             let mut changed = (**pod).clone();
-            changed.labels = labels((n as u32 + 1) % APPS, 2);
+            changed.labels = labels((n as u32 + 1) % APPS, 2).into();
             times
                 .push(self.time(false, |it| drop(it.pods.insert(name.clone(), Arc::new(changed)))));
             times.push(self.time(false, |it| drop(it.pods.insert(name.clone(), pod.clone()))));
