@@ -12,7 +12,7 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Registry, Unit};
 use tieline_dataplane::counters::Tally;
 use tieline_dataplane::verdict::DropReason;
 
@@ -137,6 +137,43 @@ fn clusters(status: &Status, encoder: &mut DescriptorEncoder) -> fmt::Result {
         let overlay = if remote["overlay"] == true { "true" } else { "false" };
         let labels = [("cluster", name.as_str()), ("state", state), ("overlay", overlay)];
         ConstGauge::new(1i64).encode(family.encode_family(&&labels[..])?)?;
+    }
+    let all = || {
+        let remotes = status.clusters["remotes"].as_object().into_iter().flatten();
+        let remotes = remotes.map(|(name, remote)| (name.as_str(), remote));
+        std::iter::once(("local", &status.clusters["local"])).chain(remotes)
+    };
+    let help = "objects that are known of a cluster, by kind";
+    let mut family = encoder.encode_descriptor("cluster_objects", help, None, MetricType::Gauge)?;
+    for (name, cluster) in all() {
+        for (kind, count) in cluster["objects"].as_object().into_iter().flatten() {
+            let labels = [("cluster", name), ("kind", kind.as_str())];
+            let count = count.as_i64().unwrap_or(0);
+            ConstGauge::new(count).encode(family.encode_family(&&labels[..])?)?;
+        }
+    }
+    let help = "times that contact with a cluster was lost";
+    let mut family =
+        encoder.encode_descriptor("cluster_contact_losses", help, None, MetricType::Counter)?;
+    for (name, cluster) in all() {
+        counted(
+            &mut family,
+            &[("cluster", name)],
+            cluster["contact_losses"].as_u64().unwrap_or(0),
+        )?;
+    }
+    let help = "time since a cluster last told of anything";
+    let mut family = encoder.encode_descriptor(
+        "cluster_last_event_age",
+        help,
+        Some(&Unit::Seconds),
+        MetricType::Gauge,
+    )?;
+    for (name, cluster) in all() {
+        if let Some(ms) = cluster["last_event_ms"].as_f64() {
+            let labels = [("cluster", name)];
+            ConstGauge::new(ms / 1000.0).encode(family.encode_family(&&labels[..])?)?;
+        }
     }
     Ok(())
 }

@@ -121,41 +121,37 @@ fn workers(status: &Status) -> Columns {
 /// ones that they ask for first.
 fn clusters(clusters: &serde_json::Value) -> Columns {
     let mut columns = Columns::default();
-    let text = |value: &serde_json::Value, key: &str| match value.get(key) {
-        Some(serde_json::Value::String(text)) => text.clone(),
-        Some(serde_json::Value::Null) | None => String::new(),
-        Some(other) => other.to_string(),
-    };
-    let mut row = |name: String, cluster: &serde_json::Value| {
-        let objects: u64 = cluster
-            .get("objects")
-            .and_then(serde_json::Value::as_object)
-            .map_or(0, |kinds| kinds.values().filter_map(serde_json::Value::as_u64).sum());
-        columns.row([
-            name,
-            text(cluster, "state"),
-            format!("{objects} objects"),
-            text(cluster, "overlay_reason"),
-            text(cluster, "error"),
-        ]);
-    };
-    if let Some(local) = clusters.get("local") {
-        row("local".into(), local);
-    }
-    match clusters.get("remotes") {
-        Some(serde_json::Value::Object(remotes)) => {
-            for (name, cluster) in remotes {
-                row(name.clone(), cluster);
-            }
-        }
-        Some(serde_json::Value::Array(remotes)) => {
-            for cluster in remotes {
-                row(text(cluster, "name"), cluster);
-            }
-        }
-        _ => {}
+    cluster(&mut columns, "local", &clusters["local"]);
+    for (name, remote) in clusters["remotes"].as_object().into_iter().flatten() {
+        cluster(&mut columns, name, remote);
     }
     columns
+}
+
+fn cluster(columns: &mut Columns, name: &str, cluster: &serde_json::Value) {
+    let text = |key: &str| cluster[key].as_str().unwrap_or_default().to_owned();
+    let seconds = |key: &str| Some(cluster[key].as_u64()? / 1000);
+    let state = match text("state") {
+        state if state.is_empty() => return,
+        state if state == "InSync" => paint(&state, Tone::Good),
+        state => paint(&state, Tone::Bad),
+    };
+    columns.row([
+        name.to_owned(),
+        state,
+        seconds("state_for_ms").map_or_else(String::new, |s| format!("for {s} s")),
+        seconds("last_event_ms").map_or_else(String::new, |s| format!("last event {s} s ago")),
+        text("origin"),
+        text("overlay_reason"),
+    ]);
+    let kinds = cluster["objects"].as_object().into_iter().flatten();
+    let kinds: Vec<_> = kinds.map(|(kind, count)| format!("{count} {kind}")).collect();
+    if !kinds.is_empty() {
+        columns.note(&kinds.join(", "));
+    }
+    if let Some(error) = cluster["error"].as_str() {
+        columns.note(&paint(error, Tone::Bad));
+    }
 }
 
 fn vteps(status: &Status) -> Columns {

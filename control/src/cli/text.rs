@@ -7,11 +7,18 @@ use std::io::IsTerminal;
 #[derive(Debug, Default)]
 pub(crate) struct Columns {
     rows: Vec<Vec<String>>,
+    /// Lines below rows, each with the number of rows before it.
+    notes: Vec<(usize, String)>,
 }
 
 impl Columns {
     pub(crate) fn row<S: Into<String>>(&mut self, cells: impl IntoIterator<Item = S>) {
         self.rows.push(cells.into_iter().map(Into::into).collect());
+    }
+
+    /// A line of its own below the last row, indented further.
+    pub(crate) fn note(&mut self, text: &str) {
+        self.notes.push((self.rows.len(), text.to_owned()));
     }
 
     /// The lines, indented by `indent` blanks.
@@ -23,7 +30,7 @@ impl Columns {
         };
         let widths: Vec<usize> = (0..columns).map(width).collect();
         let mut out = String::new();
-        for row in &self.rows {
+        for (index, row) in self.rows.iter().enumerate() {
             let mut line = " ".repeat(indent);
             for (cell, width) in row.iter().zip(&widths) {
                 let padding = width - visible(cell) + 2;
@@ -32,6 +39,9 @@ impl Columns {
             }
             out.push_str(line.trim_end());
             out.push('\n');
+            for (_, note) in self.notes.iter().filter(|(rows, _)| *rows == index + 1) {
+                let _ = writeln!(out, "{}{note}", " ".repeat(indent + 2));
+            }
         }
         out
     }
@@ -81,6 +91,8 @@ mod tests {
         columns.row(["a", "bb", "c"]);
         columns.row(["aaa", "b"]);
         assert_eq!(columns.render(2), "  a    bb  c\n  aaa  b\n");
+        columns.note("below");
+        assert_eq!(columns.render(2), "  a    bb  c\n  aaa  b\n    below\n");
         assert_eq!(visible("\x1b[31mred\x1b[0m!"), 4);
     }
 }

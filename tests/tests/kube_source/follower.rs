@@ -35,12 +35,6 @@ impl Follower {
         }
     }
 
-    /// Whether the source says nothing for a time.
-    pub(crate) fn is_silent(&mut self, time: Duration) -> bool {
-        std::thread::sleep(time);
-        self.feed.events.try_recv().is_err()
-    }
-
     /// The next view.
     pub(crate) fn view(&mut self) -> View {
         loop {
@@ -56,14 +50,6 @@ impl Follower {
     pub(crate) fn view_where(&mut self, what: &str, wanted: impl Fn(&View) -> bool) -> View {
         self.find(what, |event| match event {
             SourceEvent::Synced(view) | SourceEvent::Updated(view) if wanted(&view) => Some(view),
-            _ => None,
-        })
-    }
-
-    /// Why contact is lost, as soon as it is.
-    pub(crate) fn lost(&mut self) -> String {
-        self.find("lost", |event| match event {
-            SourceEvent::Lost(reason) | SourceEvent::Unconfigured(reason) => Some(reason),
             _ => None,
         })
     }

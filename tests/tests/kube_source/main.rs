@@ -1,5 +1,8 @@
 //! Clusters read from real API servers.
 #![forbid(unsafe_code)]
 
+mod faults;
+mod federation;
 mod follower;
+mod order;
 mod same;

@@ -349,3 +349,6 @@ fn unloadable(cause: KubeconfigError, at: &impl Fn(&str) -> String) -> AccessErr
         cause => error("text", cause.to_string()),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -41,7 +41,7 @@ impl Api {
         let made = tokio::task::spawn_blocking(move || Client::try_from(config)).await;
         match made {
             Ok(Ok(client)) => Ok(Self { client, server, patience }),
-            Ok(Err(error)) => Err(Failure { server, cause: unmade(&error) }),
+            Ok(Err(error)) => Err(Failure { server, cause: unmade(&error, patience) }),
             Err(error) => Err(Failure { server, cause: Cause::Other(error.to_string()) }),
         }
     }
@@ -56,7 +56,7 @@ impl Api {
         let sent = timeout(self.patience, self.client.send(request)).await;
         let response = match sent {
             Err(_) => return Err(self.failure(Cause::Silent(self.patience))),
-            Ok(Err(error)) => return Err(self.failure(Cause::of_error(&error))),
+            Ok(Err(error)) => return Err(self.failure(Cause::of_error(&error, self.patience))),
             Ok(Ok(response)) => response,
         };
         let code = response.status().as_u16();
@@ -101,7 +101,9 @@ impl Api {
             };
             match frame {
                 None => return Ok(None),
-                Some(Err(error)) => return Err(self.failure(Cause::of_error(&error))),
+                Some(Err(error)) => {
+                    return Err(self.failure(Cause::of_error(&error, self.patience)));
+                }
                 // Trailers are not data.
                 Some(Ok(frame)) => {
                     if let Ok(data) = frame.into_data() {
@@ -126,13 +128,13 @@ impl Api {
 }
 
 /// Why there is no client.
-fn unmade(error: &kube::Error) -> Cause {
+fn unmade(error: &kube::Error, patience: Duration) -> Cause {
     match error {
         kube::Error::RustlsTls(error) => Cause::Other(format!(
             "the client certificate, its key or the authority can't be used: {error}; correct \
              client-certificate-data, client-key-data or certificate-authority-data"
         )),
-        error => Cause::of_error(error),
+        error => Cause::of_error(error, patience),
     }
 }
 

@@ -33,8 +33,8 @@ pub enum Cause {
     Unreachable(String),
     /// Nothing came for so long.
     #[error(
-        "has not answered for {} s; check that the API server is not stuck and that no firewall \
-         swallows packets from this node", .0.as_secs()
+        "has not answered for {} s; check that the API server is not stuck, that this node's DNS \
+         answers if it has a name, and that no firewall swallows packets", .0.as_secs()
     )]
     Silent(Duration),
     /// The connection has ended in the middle of something.
@@ -142,8 +142,8 @@ impl Cause {
         }
     }
 
-    /// From an error of the client.
-    pub(super) fn of_error(error: &kube::Error) -> Self {
+    /// From an error of the client, which waits no longer than `patience`.
+    pub(super) fn of_error(error: &kube::Error, patience: Duration) -> Self {
         if let kube::Error::Auth(error) = error {
             return Self::Other(format!("its credentials can't be had: {error}"));
         }
@@ -153,6 +153,8 @@ impl Cause {
                 Some(Self::of_tls(error))
             } else if let Some(error) = error.downcast_ref::<io::Error>() {
                 Self::of_io(error)
+            } else if error.is::<tokio::time::error::Elapsed>() {
+                Some(Self::Silent(patience))
             } else if error.to_string() == "dns error" {
                 let words = error.source().map(ToString::to_string);
                 Some(Self::NoSuchHost(words.unwrap_or_default()))
@@ -235,3 +237,6 @@ fn chain(error: &(dyn Error + 'static)) -> String {
     });
     words.join(": ")
 }
+
+#[cfg(test)]
+mod tests;

@@ -22,6 +22,9 @@ const ABSENT: Duration = Duration::from_secs(60);
 const ASK_AGAIN: Duration = Duration::from_secs(2);
 /// The server ends watches after this time, and up to as much later.
 const WATCH: Duration = Duration::from_secs(300);
+/// A server that starts, or a kind that is new to it, asks to wait a little:
+/// only what lasts longer is told.
+const TROUBLE: Duration = Duration::from_secs(5);
 /// A watch that ends sooner is not begun again at once.
 const SHORT: Duration = Duration::from_secs(1);
 
@@ -89,11 +92,12 @@ pub(super) async fn follow<K: Clone, T>(
 ) -> Failure {
     let mut feed = Following { api, target, renew, read, teller, version: start };
     let mut backoff = Backoff::default();
+    let mut failing = None;
     loop {
         let begun = Instant::now();
         let pause = match feed.once().await {
             Ok(()) if begun.elapsed() >= SHORT => {
-                backoff.reset();
+                (backoff, failing) = (Backoff::default(), None);
                 continue;
             }
             Ok(()) => backoff.next(),
@@ -114,13 +118,18 @@ pub(super) async fn follow<K: Clone, T>(
                     jittered(DENIED)
                 }
                 cause if cause.is_of_one_resource() => {
-                    let words = format!("{}: {failure}", feed.target.resource);
-                    feed.teller.tell(Step::Failing(words)).await;
-                    backoff.next().max(cause.retry_after().unwrap_or_default())
+                    let since = *failing.get_or_insert(begun);
+                    if since.elapsed() >= TROUBLE {
+                        let words = format!("{}: {failure}", feed.target.resource);
+                        feed.teller.tell(Step::Failing(words)).await;
+                    }
+                    sleep(backoff.next().max(cause.retry_after().unwrap_or_default())).await;
+                    continue;
                 }
                 _ => return failure,
             },
         };
+        failing = None;
         sleep(pause).await;
     }
 }

@@ -428,6 +428,23 @@ impl Gathered {
             let kind = Kind::Policy(kind);
             all.push(condition(Severity::Error, format!("{kind} {name}"), message));
         }
+        let absent = self.feeds.iter().filter(|(_, feed)| feed.progress == Progress::Absent);
+        for (kind, _) in absent {
+            let (severity, message) = match kind {
+                Kind::IpPool => (
+                    Severity::Error,
+                    "neither crd.projectcalico.org nor projectcalico.org serves it, so there are \
+                     no routes; check that Calico and its custom resources are installed",
+                ),
+                Kind::RemoteClusterConfiguration => (
+                    Severity::Warning,
+                    "is not served, so nothing can be joined; apply \
+                     config/manifests/remoteclusterconfigurations.yaml",
+                ),
+                _ => continue,
+            };
+            all.push(condition(severity, kind.to_string(), message.to_owned()));
+        }
         for (kind, feed) in &self.feeds {
             let Progress::Forbidden(denial) = &feed.progress else { continue };
             if unasked(*kind, self.scope) {
@@ -538,3 +555,6 @@ impl Renamed {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -192,6 +192,10 @@ async fn follow_secret(
                 None => continue,
             },
             Step::Absent => data(None),
+            // What is known of the Secret stays good while it can't be read.
+            Step::Forbidden(_) | Step::Failing(_) if matches!(*known.borrow(), Some(Ok(_))) => {
+                continue;
+            }
             Step::Forbidden(denial) => Err(denial.to_string()),
             Step::Failing(reason) => Err(reason),
         };

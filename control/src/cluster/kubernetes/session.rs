@@ -284,3 +284,6 @@ fn take(gathered: &mut Gathered, kind: Kind, step: Step<Item>, tap: Option<&Tap>
     }
     gathered.tell(kind, step);
 }
+
+#[cfg(test)]
+mod tests;

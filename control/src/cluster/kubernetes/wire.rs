@@ -175,3 +175,6 @@ impl<'de> Visitor<'de> for EventReader {
         Ok((kind, object))
     }
 }
+
+#[cfg(test)]
+mod tests;
