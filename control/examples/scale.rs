@@ -135,11 +135,11 @@ fn pod(prefix: &str, first: u32, at: u32) -> (ObjectName, Pod) {
     let namespace =
         if prefix == "app" && at < BIG { "big".to_owned() } else { format!("ns-{}", set / APPS) };
     let pod = Pod {
-        labels: labels(set % APPS, set % 3),
-        node: format!("{prefix}-{}", at / PODS),
-        service_account: "default".to_owned(),
-        addresses: vec![address(first + at)],
-        ports: vec![NamedPort { name: "http".into(), protocol: 6, port: 8080 }],
+        labels: labels(set % APPS, set % 3).into(),
+        node: format!("{prefix}-{}", at / PODS).into(),
+        service_account: "default".into(),
+        addresses: Box::new([address(first + at)]),
+        ports: Arc::new([NamedPort { name: "http".into(), protocol: 6, port: 8080 }]),
     };
     (name(&namespace, at), pod)
 }
@@ -259,6 +259,7 @@ impl Lab {
         let half = pods / 2;
         let mut local = cluster("app", 10, half);
         let remote = cluster("db", 20, pods - half);
+        let endpoints = resident();
         for at in 0..policies {
             add_policy(&mut local, at, 8000 + at % 500);
         }
@@ -279,9 +280,13 @@ impl Lab {
         report.say(&format!("{title} full compile"), start.elapsed().as_secs_f64(), "s");
         let all = resident();
         let each = |bytes: f64| bytes / f64::from(pods);
-        report.say(&format!("{title} resident: objects"), each(state - baseline), "bytes/endpoint");
-        report.say(&format!("{title} resident: tables"), each(all - state), "bytes/endpoint");
-        report.say(&format!("{title} resident in all"), each(all - baseline), "bytes/endpoint");
+        let objects = endpoints - baseline;
+        report.say(&format!("{title} resident: objects"), each(objects), "bytes/endpoint");
+        report.say(&format!("{title} resident: what follows"), each(all - state), "bytes/endpoint");
+        let of_endpoints = objects + all - state;
+        report.say(&format!("{title} resident: both"), each(of_endpoints), "bytes/endpoint");
+        let policy = (state - endpoints) / f64::from(policies);
+        report.say(&format!("{title} resident: policies"), policy, "bytes/policy");
         report.say(&format!("{title} resident memory"), all / 1024.0 / 1024.0, "MiB");
         let routes = derived.resolved.routes.len();
         report.say(&format!("{title} routes"), routes as f64, "");
@@ -325,7 +330,7 @@ impl Lab {
         for n in 0..TIMES {
             let (remote, name, mut pod) = self.any_pod();
             let app = if n % 10 == 0 { 1000 + n } else { self.roll(APPS) };
-            pod.labels = labels(app, 4);
+            pod.labels = labels(app, 4).into();
             let addr = Addr::from(pod.addresses[0]);
             let old = self.tables.current().clone();
             times.push(self.time(remote, |it| drop(it.pods.insert(name, Arc::new(pod)))));
@@ -348,12 +353,12 @@ impl Lab {
         self.labels(report, "one pod's label");
         self.pods(report, "one pod comes or goes");
         let node = self.world.node.clone();
-        let own = self.world.local.pods.iter().filter(|(_, pod)| pod.node == node);
+        let own = self.world.local.pods.iter().filter(|(_, pod)| *pod.node == *node);
         let own: Vec<_> = own.map(|(name, pod)| (name.clone(), pod.clone())).collect();
         let mut times = Vec::new();
         for (n, (name, pod)) in own.iter().enumerate() {
             let mut changed = (**pod).clone();
-            changed.labels = labels((n as u32 + 1) % APPS, 2);
+            changed.labels = labels((n as u32 + 1) % APPS, 2).into();
             times
                 .push(self.time(false, |it| drop(it.pods.insert(name.clone(), Arc::new(changed)))));
             times.push(self.time(false, |it| drop(it.pods.insert(name.clone(), pod.clone()))));
@@ -394,7 +399,7 @@ impl Lab {
     /// Edits of policies that apply on this node, and of others.
     fn policies(&mut self, report: &mut Report) {
         let node = self.world.node.clone();
-        let own = self.world.local.pods.iter().filter(|(_, pod)| pod.node == node);
+        let own = self.world.local.pods.iter().filter(|(_, pod)| *pod.node == *node);
         let here: std::collections::BTreeSet<(String, String)> =
             own.map(|(name, pod)| (name.namespace.clone(), pod.labels["app"].clone())).collect();
         let applies = |at: u32| {

@@ -133,18 +133,26 @@ impl<K: Ord + Clone, V: Clone> Map<K, V> {
             chunks.push(Arc::default());
         }
         let entries = Arc::make_mut(&mut chunks[chunk]);
-        match found {
+        let at = match found {
             Ok(at) => return Some(std::mem::replace(&mut entries[at].1, value)),
-            Err(at) => entries.insert(at, (key, value)),
-        }
+            Err(at) => at,
+        };
         self.len += 1;
-        if entries.len() > CHUNK {
-            // Ascending insertion, as when a list is read, leaves chunks full.
-            let last = chunk + 1 == chunks.len();
-            let entries = Arc::make_mut(&mut chunks[chunk]);
-            let upper = entries.split_off(if last { CHUNK } else { CHUNK / 2 });
-            chunks.insert(chunk + 1, Arc::new(upper));
+        if entries.len() < CHUNK {
+            if entries.len() == entries.capacity() {
+                // Doubling would end beyond a full chunk.
+                entries.reserve_exact(entries.len().max(4).min(CHUNK - entries.len()));
+            }
+            entries.insert(at, (key, value));
+            return None;
         }
+        // Ascending insertion, as when a list is read, leaves chunks full.
+        let mut upper = if at == CHUNK { Vec::new() } else { entries.split_off(CHUNK / 2) };
+        match at.checked_sub(entries.len()) {
+            Some(at) => upper.insert(at, (key, value)),
+            None => entries.insert(at, (key, value)),
+        }
+        chunks.insert(chunk + 1, Arc::new(upper));
         None
     }
 

@@ -55,19 +55,20 @@ impl std::fmt::Display for ObjectName {
     }
 }
 
-/// A pod that has addresses and a node and is not on the host's network.
+/// A pod that has addresses and a node and is not on the host's network. What
+/// many pods have alike may be one value that they share.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pod {
     /// The pod's own labels.
-    pub labels: Labels,
+    pub labels: Arc<Labels>,
     /// `spec.nodeName`.
-    pub node: String,
+    pub node: Arc<str>,
     /// `spec.serviceAccountName`.
-    pub service_account: String,
+    pub service_account: Arc<str>,
     /// Both families.
-    pub addresses: Vec<IpAddr>,
+    pub addresses: Box<[IpAddr]>,
     /// Container and init container ports with a name.
-    pub ports: Vec<NamedPort>,
+    pub ports: Arc<[NamedPort]>,
 }
 
 /// A port with a name.

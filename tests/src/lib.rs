@@ -1,5 +1,6 @@
 //! Tieline's end-to-end test harness.
 #![forbid(unsafe_code)]
+pub mod federated;
 pub mod guest;
 pub mod joined;
 pub mod kube;

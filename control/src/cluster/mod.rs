@@ -9,6 +9,7 @@
 //! ```text
 //! field     fields of an object, errors that name them
 //! object    kinds, and each kind's conversion; pod and node in files of theirs
+//! shared    what many pods have alike, once
 //! manifest  a file's bytes -> objects, good and broken
 //! files     files -> View; pure
 //! watch     a directory on disk -> events
@@ -30,6 +31,7 @@ pub mod manifest;
 mod node;
 pub mod object;
 mod pod;
+mod shared;
 mod watch;
 
 pub use field::FieldError;

@@ -1,6 +1,7 @@
 //! Pods: which of them have an identity, and what is used of it.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::field::{FieldError, Reader, address};
 use crate::state::{Labels, NamedPort, Pod};
@@ -33,11 +34,11 @@ pub(super) fn pod(object: &Reader<'_>) -> Result<Option<Pod>, FieldError> {
     ports.sort();
     ports.dedup();
     Ok(Some(Pod {
-        labels: object.map("metadata.labels")?,
-        node: node.to_owned(),
-        service_account: account.to_owned(),
-        addresses,
-        ports,
+        labels: Arc::new(object.map("metadata.labels")?),
+        node: node.into(),
+        service_account: account.into(),
+        addresses: addresses.into(),
+        ports: ports.into(),
     }))
 }
 

@@ -178,7 +178,7 @@ fn touched_pods([old, new]: [&ClusterObjects; 2]) -> BTreeMap<&ObjectName, [Opti
     let mut touch = |namespace: &str, account: Option<&str>| {
         for (side, objects) in [old, new].into_iter().enumerate() {
             for (name, pod) in in_namespace(&objects.pods, namespace) {
-                if account.is_none_or(|account| pod.service_account == account) {
+                if account.is_none_or(|account| *pod.service_account == *account) {
                     touched.entry(name).or_default()[side] = Some(pod);
                 }
             }

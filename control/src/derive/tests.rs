@@ -252,14 +252,15 @@ impl Lab {
         match *edit {
             Edit::Pod { cluster, namespace, name, pod } => {
                 let pod = pod.map(|(variant, at, node, port)| Pod {
-                    labels: labels(variant),
-                    node: format!("n{}", node % 3),
+                    labels: labels(variant).into(),
+                    node: format!("n{}", node % 3).into(),
                     service_account: if node == 3 {
                         String::new()
                     } else {
                         format!("sa{}", node % 2)
-                    },
-                    addresses: addresses(cluster, at),
+                    }
+                    .into(),
+                    addresses: addresses(cluster, at).into(),
                     ports: (0..port)
                         .map(|_| NamedPort { name: "http".into(), protocol: 6, port: 80 })
                         .collect(),
@@ -485,7 +486,7 @@ fn explained(one: &Derived, other: &Derived, said: &Said) -> Result<(), TestCase
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
 
     #[test]
     fn following_edits_is_beginning_anew(edits in prop::collection::vec(edit(), 1..40)) {

@@ -2,7 +2,7 @@
 //!
 //! Pods come, go and change their labels all the time, and with each pod the
 //! allocations of an address block change. Next to none of that concerns
-//! routes: [`concerns`] says what does. Then all is worked out anew.
+//! routes: [`Follower::follow`] knows what does. Then all is worked out anew.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -88,7 +88,7 @@ impl Follower {
         if gone.iter().chain(&come).any(|addr| !self.claims.holds(addr)) {
             return true;
         }
-        let is_own = |pod: Option<&Arc<Pod>>| pod.is_some_and(|pod| pod.node == node);
+        let is_own = |pod: Option<&Arc<Pod>>| pod.is_some_and(|pod| *pod.node == *node);
         let origin = format!("Pod {name}");
         let had_route =
             |addr: &Prefix| self.candidates.get(addr).is_some_and(|owner| owner.origin == origin);

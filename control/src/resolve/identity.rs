@@ -136,15 +136,15 @@ pub(crate) fn pod<'a>(
     pod: &'a Pod,
     inherited: &mut Inherited<'a>,
 ) -> Identity {
-    let local = *cluster == ClusterId::Local && pod.node == node;
+    let local = *cluster == ClusterId::Local && *pod.node == *node;
     Identity {
         cluster: cluster.clone(),
         kind: if local { IdentityKind::LocalWorkload } else { IdentityKind::Workload },
         name: name.clone(),
-        node: pod.node.clone(),
+        node: pod.node.to_string(),
         labels: inherited.pod(name, pod),
         nets: pod.addresses.iter().map(|addr| Prefix::host((*addr).into())).collect(),
-        ports: pod.ports.clone(),
+        ports: pod.ports.to_vec(),
     }
 }
 
@@ -203,14 +203,14 @@ impl<'a> Inherited<'a> {
 
     fn pod(&mut self, name: &'a ObjectName, pod: &'a Pod) -> Arc<Labels> {
         let objects = self.objects;
-        let source = (name.namespace.as_str(), pod.service_account.as_str(), &pod.labels);
+        let source = (name.namespace.as_str(), &*pod.service_account, &*pod.labels);
         let labels = self.known.entry(source);
         labels.or_insert_with(|| Arc::new(pod_labels(objects, &name.namespace, pod))).clone()
     }
 }
 
 fn pod_labels(objects: &ClusterObjects, namespace: &str, pod: &Pod) -> Labels {
-    let mut labels = pod.labels.clone();
+    let mut labels = (*pod.labels).clone();
     // Otherwise a pod could pretend to be in another namespace.
     labels.retain(|key, _| !key.starts_with("pcns.") && !key.starts_with("pcsa."));
     labels.insert(NAMESPACE.to_owned(), namespace.to_owned());
@@ -219,7 +219,7 @@ fn pod_labels(objects: &ClusterObjects, namespace: &str, pod: &Pod) -> Labels {
     if pod.service_account.is_empty() {
         labels.remove("projectcalico.org/serviceaccount");
     } else {
-        let account = pod.service_account.clone();
+        let account = pod.service_account.to_string();
         labels.insert("projectcalico.org/serviceaccount".to_owned(), account.clone());
         let name = ObjectName { namespace: namespace.to_owned(), name: account };
         inherit("pcsa.", objects.service_accounts.get(&name), &name.name, &mut labels);

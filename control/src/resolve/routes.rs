@@ -88,7 +88,7 @@ fn route(cluster: &ClusterId, owner: Owner) -> ResolvedRoute {
 
 fn local_candidates(world: &World, source: RouteSource) -> Candidates {
     let mut candidates = candidates(&world.local, source);
-    for (name, pod) in world.local.pods.iter().filter(|(_, pod)| pod.node == world.node) {
+    for (name, pod) in world.local.pods.iter().filter(|(_, pod)| *pod.node == *world.node) {
         for addr in &pod.addresses {
             own_address(&mut candidates, *addr, &pod.node, &format!("Pod {name}"));
         }
@@ -181,7 +181,7 @@ fn from_pods(objects: &ClusterObjects) -> Candidates {
     let mut candidates = Candidates::new();
     for (name, pod) in pods {
         for addr in &pod.addresses {
-            let owner = || Owner { node: pod.node.clone(), origin: format!("Pod {name}") };
+            let owner = || Owner { node: pod.node.to_string(), origin: format!("Pod {name}") };
             candidates.entry(Prefix::host((*addr).into())).or_insert_with(owner);
         }
     }

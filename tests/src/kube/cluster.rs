@@ -62,7 +62,8 @@ impl ApiCluster {
         Self::start(lab, program, name, netns, attachment.v4.into())
     }
 
-    fn start(lab: &Lab, program: &Path, name: &str, netns: Netns, address: IpAddr) -> Self {
+    /// Starts a cluster in a namespace that is there, and has this address.
+    pub fn start(lab: &Lab, program: &Path, name: &str, netns: Netns, address: IpAddr) -> Self {
         let dir = lab.dir().join(format!("kube-{name}"));
         let mut cluster = Self {
             name: name.to_owned(),

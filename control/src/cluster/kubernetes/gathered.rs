@@ -28,6 +28,7 @@ use ahash::HashSet;
 
 use super::resources::{IDENTITY, dispensable, of, unasked};
 use crate::cluster::object::{self, Converted, Kind, Object};
+use crate::cluster::shared::Shared;
 use crate::cluster::{FieldError, Scope, View};
 use crate::policy::api::{PolicyKind, PolicyObject};
 use crate::state::{ClusterId, ClusterObjects, Condition, ObjectName, Severity};
@@ -114,6 +115,7 @@ pub struct Gathered {
     feeds: BTreeMap<Kind, Progressed>,
     objects: Arc<ClusterObjects>,
     renamed: Renamed,
+    shared: Shared,
     /// What is wrong with objects, by kind and name as stored.
     problems: BTreeMap<(Kind, ObjectName), Vec<(Severity, String)>>,
     /// What else is to be told of the cluster.
@@ -133,6 +135,7 @@ impl Gathered {
             scope,
             objects: Arc::default(),
             renamed: Renamed::default(),
+            shared: Shared::default(),
             problems: BTreeMap::new(),
             remark: None,
             told: false,
@@ -307,7 +310,10 @@ impl Gathered {
 /// Objects.
 impl Gathered {
     fn put(&mut self, kind: Kind, item: Item) {
-        let Item { written, converted } = item;
+        let Item { written, mut converted } = item;
+        if let Ok(Converted { object: Some(Object::Pod(pod)), .. }) = &mut converted {
+            self.shared.pod(Arc::make_mut(pod));
+        }
         let known = self.known(kind, &written);
         let mut problems = Vec::new();
         match converted {

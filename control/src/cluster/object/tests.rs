@@ -84,7 +84,7 @@ fn pods_ports_and_account() {
         json!({"podIP": "10.0.0.1"}),
     );
     let pod = pod_of(&value).unwrap();
-    assert_eq!(pod.service_account, "sa");
+    assert_eq!(&*pod.service_account, "sa");
     let ports: Vec<_> = pod.ports.iter().map(|p| (p.name.as_str(), p.protocol, p.port)).collect();
     assert_eq!(ports, [("dns", 17, 53), ("s", 132, 9), ("web", 6, 80)]);
 }

@@ -25,10 +25,10 @@
 //! Changes come in two sizes. As long as the rules that apply on this node stay
 //! the same, an address that changes is looked up by itself: it gets a class
 //! that exists, or a new one, which is a new column in the tables of the local
-//! endpoints ([`Compiler::step`]). When other rules apply, or nets change, the
+//! endpoints (`Compiler::step`). When other rules apply, or nets change, the
 //! questions are other ones: then everything is worked out anew, for each
 //! distinct view once, and the addresses are passed over to find those whose
-//! class is another ([`Compiler::rebuild`]). Numbers of what stays stay.
+//! class is another (`Compiler::rebuild`). Numbers of what stays stay.
 //! Start reading at [`Compiler::update`].
 
 use std::collections::BTreeMap;

@@ -121,14 +121,14 @@ impl HypotheticalPod {
             return Err(ExplainError::NoNamespace { cluster, namespace: self.namespace.clone() });
         }
         let pod = Pod {
-            labels: self.labels.clone(),
+            labels: self.labels.clone().into(),
             node: match cluster {
-                ClusterId::Local => derived.world.node.clone(),
-                ClusterId::Remote(_) => String::new(),
+                ClusterId::Local => derived.world.node.as_str().into(),
+                ClusterId::Remote(_) => "".into(),
             },
-            service_account: self.service_account.clone(),
-            addresses: [true, false].map(|v4| unused(objects, v4, &taken)).to_vec(),
-            ports: self.named_ports()?,
+            service_account: self.service_account.as_str().into(),
+            addresses: Box::new([true, false].map(|v4| unused(objects, v4, &taken))),
+            ports: self.named_ports()?.into(),
         };
         // It gets its labels where all pods get theirs: in a world with what it
         // inherits from, and nobody else.
