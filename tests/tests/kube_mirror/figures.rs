@@ -66,11 +66,11 @@ impl Large {
         .into();
         let [_, _, high, low] = place.to_be_bytes();
         let pod = Pod {
-            labels,
-            node: format!("node-{}", place % 200),
-            service_account: format!("sa-{}", app % 20),
-            addresses: vec![IpAddr::from([10, 100 + cluster as u8, high, low])],
-            ports: Vec::new(),
+            labels: labels.into(),
+            node: format!("node-{}", place % 200).into(),
+            service_account: format!("sa-{}", app % 20).into(),
+            addresses: Box::new([IpAddr::from([10, 100 + cluster as u8, high, low])]),
+            ports: Arc::default(),
         };
         self.remotes[cluster].pods.insert(name(number), Arc::new(pod));
         self.count += 1;

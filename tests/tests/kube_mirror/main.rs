@@ -75,11 +75,11 @@ impl State {
                         .map(|(key, value)| (key.to_owned(), value.to_owned()))
                         .into();
                     let pod = Pod {
-                        labels,
+                        labels: labels.into(),
                         node: "node".into(),
                         service_account: "default".into(),
-                        addresses: vec![*address],
-                        ports: Vec::new(),
+                        addresses: Box::new([*address]),
+                        ports: Arc::default(),
                     };
                     (name, Arc::new(pod))
                 })
