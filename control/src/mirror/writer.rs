@@ -1,6 +1,6 @@
 //! The daemon's part in the mirror: it stands by, or writes.
 //!
-//! One task, [`Mirror::run`]: it waits for the next thing to happen (the world,
+//! One task, [`Task::run`]: it waits for the next thing to happen (the world,
 //! the Lease, our objects, a time that was set) and then does what is due. All
 //! requests are short and one after the other; between two of them the lease is
 //! looked at.
