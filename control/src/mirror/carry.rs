@@ -157,9 +157,7 @@ impl Task {
                 }
                 self.writes += 1;
                 self.last_write = Some(api::now());
-                if matches!(self.failure, Some(("write", _))) {
-                    self.failure = None;
-                }
+                self.settle("write");
                 return true;
             }
             Err(failure) => failure,
@@ -189,7 +187,7 @@ impl Task {
             }
             Failure::Busy(patience) => {
                 leading.pace.hold_until(now + patience);
-                self.failure = Some(("write", failure));
+                self.fail("write", failure);
             }
             Failure::NotFound(_) => {
                 // The kind itself is gone, or the object was deleted just now.
@@ -199,7 +197,7 @@ impl Task {
             Failure::Forbidden(_) | Failure::Unreachable(_) => {
                 leading.pace.hold_until(now + wait(leading.failures));
                 leading.failures += 1;
-                self.failure = Some(("write", failure));
+                self.fail("write", failure);
             }
         }
         false

@@ -15,7 +15,7 @@ pub(super) fn status(task: &Task) -> MirrorStatus {
         last_write: task.last_write.clone(),
         ..MirrorStatus::default()
     };
-    if let Some((what, failure)) = &task.failure {
+    if let Some((what, failure)) = task.failure() {
         status.reason = Some(failure.to_string());
         status.conditions.push(condition(what, failure));
     }

@@ -114,8 +114,8 @@ pub(super) struct Task {
     pub(super) leading: Option<Leading>,
     pub(super) writes: u64,
     pub(super) last_write: Option<String>,
-    /// The last failure of what is not about one object.
-    pub(super) failure: Option<(&'static str, Failure)>,
+    /// The last failure of what is not about one object, and when it was.
+    failure: Option<(&'static str, Failure, Instant)>,
 }
 
 /// The writer's knowledge: gathered anew by every writer.
@@ -238,6 +238,22 @@ impl Task {
         }
     }
 
+    pub(super) fn fail(&mut self, what: &'static str, failure: Failure) {
+        self.failure = Some((what, failure, Instant::now()));
+    }
+
+    /// What has failed works again.
+    pub(super) fn settle(&mut self, what: &'static str) {
+        self.failure.take_if(|(failed, ..)| *failed == what);
+    }
+
+    /// What does not work at present. A watch that goes on says nothing of it,
+    /// but one that does not is begun again and again.
+    pub(super) fn failure(&self) -> Option<(&'static str, &Failure)> {
+        let (what, failure, at) = self.failure.as_ref()?;
+        (*what != "watch" || at.elapsed() < 3 * LONGEST_WAIT).then_some((*what, failure))
+    }
+
     fn work_out_soon(&mut self) {
         if let Some(leading) = &mut self.leading {
             leading.due.get_or_insert_with(|| Instant::now() + GATHER);
@@ -249,9 +265,7 @@ impl Task {
         match event {
             Event::Lease(record) => {
                 self.election.observe(record, now);
-                if matches!(self.failure, Some(("lease", _))) {
-                    self.failure = None;
-                }
+                self.settle("lease");
             }
             Event::Object(kind, event) => {
                 let Some(leading) = &mut self.leading else { return };
@@ -260,11 +274,9 @@ impl Task {
                     Written::Set => leading.sets.event(storage, *event),
                     Written::Pool => leading.pools.event(storage, *event),
                 }
-                if matches!(self.failure, Some(("watch", _))) {
-                    self.failure = None;
-                }
+                self.settle("watch");
             }
-            Event::Failed(what, failure) => self.failure = Some((what, failure)),
+            Event::Failed(what, failure) => self.fail(what, failure),
         }
     }
 
@@ -282,14 +294,12 @@ impl Task {
         match written {
             Ok(record) => {
                 self.election.succeeded(record, begun);
-                if matches!(self.failure, Some(("lease", _))) {
-                    self.failure = None;
-                }
+                self.settle("lease");
             }
             Err(failure) => {
                 self.election.failed(Instant::now());
                 if failure != Failure::Changed {
-                    self.failure = Some(("lease", failure));
+                    self.fail("lease", failure);
                 }
             }
         }
@@ -317,10 +327,9 @@ impl Task {
         let remotes = self.input.borrow().as_ref()?.remotes.clone();
         let leading = self.leading.as_mut()?;
         let (wake, failure) = leading.reporter.report(&self.requests, &remotes).await;
-        if let Some(failure) = failure {
-            self.failure = Some(("status", failure));
-        } else if matches!(self.failure, Some(("status", _))) {
-            self.failure = None;
+        match failure {
+            Some(failure) => self.fail("status", failure),
+            None => self.settle("status"),
         }
         wake
     }
@@ -349,6 +358,10 @@ impl Task {
         }
         let pools = self.write_pools().await;
         let sets = self.write_sets().await;
+        // A write of which no answer came may have been carried out.
+        if self.leading.as_ref().is_some_and(|leading| leading.waiting == 0) {
+            self.settle("write");
+        }
         let due = self.leading.as_ref().and_then(|leading| leading.due);
         [pools, sets, due].into_iter().flatten().min()
     }
@@ -379,21 +392,22 @@ impl Task {
                     let task = follow_objects(kind, stream, self.sender.clone());
                     leading.watches.push(tokio::spawn(task));
                 }
+                self.settle("kinds");
                 Ok(())
             }
             Ok(None) => {
                 leading.look_again = now + LOOK_AGAIN;
-                self.failure = Some((
-                    "kinds",
-                    Failure::NotFound("the API has no kind GlobalNetworkSet of Calico's".into()),
-                ));
-                Err(leading.look_again)
+                let again = leading.look_again;
+                let what = "the API has no kind GlobalNetworkSet of Calico's";
+                self.fail("kinds", Failure::NotFound(what.into()));
+                Err(again)
             }
             Err(failure) => {
                 leading.look_again = now + wait(leading.failures);
                 leading.failures += 1;
-                self.failure = Some(("kinds", failure));
-                Err(leading.look_again)
+                let again = leading.look_again;
+                self.fail("kinds", failure);
+                Err(again)
             }
         }
     }
