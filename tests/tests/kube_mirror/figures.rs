@@ -1,7 +1,9 @@
-//! Figures, printed as JSON:
+//! Figures, printed as JSON. Of a small cluster by default, to see that they
+//! can be had; those that count take minutes:
 //!
 //! ```text
-//! cargo test --release -p tieline-tests --test kube_mirror -- --ignored --nocapture figures
+//! TIELINE_MIRROR_PODS=50000 \
+//!   cargo test --release -p tieline-tests --test kube_mirror -- --nocapture figures
 //! ```
 
 use tieline::derive::{Derived, Deriver};
@@ -9,7 +11,8 @@ use tieline::derive::{Derived, Deriver};
 use super::*;
 
 const CLUSTERS: u8 = 3;
-const PODS: u32 = 50_000;
+/// Pods of a cluster that only shows that figures can be had.
+const FEW: u32 = 2_000;
 const NAMESPACES: u32 = 100;
 
 /// A large state of the world, of which parts change.
@@ -21,7 +24,7 @@ struct Large {
 }
 
 impl Large {
-    fn new() -> Self {
+    fn new(pods: u32) -> Self {
         let mut local = ClusterObjects::default();
         local.felix.insert("default".into(), Arc::new(FelixConfiguration::default()));
         local.pools.insert("own".into(), Arc::new(pool("10.1.0.0/16")));
@@ -44,7 +47,7 @@ impl Large {
         }
         let mut large =
             Self { local: Arc::new(local), remotes, deriver: Deriver::default(), count: 0 };
-        for number in 0..PODS {
+        for number in 0..pods {
             large.add(number);
         }
         large
@@ -197,9 +200,40 @@ fn milliseconds(of: Duration) -> f64 {
     (of.as_secs_f64() * 10_000.0).round() / 10.0
 }
 
+/// How much is done for the figures.
+struct Effort {
+    pods: u32,
+    samples: u32,
+    settle: Duration,
+    churn: Duration,
+    idle: Duration,
+}
+
+impl Effort {
+    fn asked() -> Self {
+        let (seconds, whole) = (Duration::from_secs, std::env::var("TIELINE_MIRROR_PODS").ok());
+        match whole.map(|pods| pods.parse().expect("TIELINE_MIRROR_PODS: a number")) {
+            Some(pods) => Self {
+                pods,
+                samples: 120,
+                settle: seconds(30),
+                churn: seconds(60),
+                idle: seconds(30),
+            },
+            None => Self {
+                pods: FEW,
+                samples: 3,
+                settle: seconds(3),
+                churn: seconds(3),
+                idle: seconds(3),
+            },
+        }
+    }
+}
+
 #[test]
-#[ignore = "prints figures; takes minutes"]
 fn figures() {
+    let effort = Effort::asked();
     let Some(program) = program() else { return };
     let lab = Lab::new("mirror-figures").unwrap();
     let (api, kubeconfig) = ready(&lab, program, Group::Storage);
@@ -207,7 +241,7 @@ fn figures() {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let runtime = runtime.unwrap();
-        let mut large = Large::new();
+        let mut large = Large::new(effort.pods);
         let begun = Instant::now();
         let input = large.input();
         let derive = begun.elapsed();
@@ -234,10 +268,10 @@ fn figures() {
         // One pod after another, not too many a second: until each is there.
         let mut latencies = Vec::new();
         let mut working_out = Vec::new();
-        for number in 0..120 {
+        for number in 0..effort.samples {
             std::thread::sleep(Duration::from_millis(1100));
             let before = daemon.status().writes;
-            large.add(PODS + number * 37);
+            large.add(effort.pods + number * 37);
             let begun = Instant::now();
             let input = large.input();
             working_out.push(begun.elapsed());
@@ -259,10 +293,10 @@ fn figures() {
 
         // A rollout: pods of few apps are replaced, a hundred changes a second.
         let mut churn = |pick: &dyn Fn(u32) -> u32| {
-            std::thread::sleep(Duration::from_secs(30));
+            std::thread::sleep(effort.settle);
             let (before, begun) = (daemon.status().writes, Instant::now());
             let mut changes = 0;
-            while begun.elapsed() < Duration::from_secs(60) {
+            while begun.elapsed() < effort.churn {
                 let due = (begun.elapsed().as_secs_f64() * 100.0) as u32;
                 while changes < due {
                     let number = pick(changes / 2);
@@ -285,15 +319,15 @@ fn figures() {
                 "writes_per_hundred_changes": writes as f64 * 100.0 / f64::from(changes),
             })
         };
-        let rollout = churn(&|at| (at % 40) * 3000);
-        let everywhere = churn(&|at| at.wrapping_mul(7919) % PODS);
+        let rollout = churn(&|at| (at % 40) * 3000 % effort.pods);
+        let everywhere = churn(&|at| at.wrapping_mul(7919) % effort.pods);
         wait("what is left is written", &|it| it.waiting == 0, long);
         std::thread::sleep(Duration::from_secs(2));
 
         let (before, renewals) = (requests(&api), leases(&api));
-        std::thread::sleep(Duration::from_secs(30));
+        std::thread::sleep(effort.idle);
         let idle = json!({
-            "seconds": 30, "requests": requests(&api) - before,
+            "seconds": effort.idle.as_secs(), "requests": requests(&api) - before,
             "lease_renewals": leases(&api) - renewals,
         });
         let begun = Instant::now();
@@ -303,7 +337,7 @@ fn figures() {
         let left = begun.elapsed();
         runtime.block_on(daemon.mirror.stop());
         let figures = json!({
-            "remotes": CLUSTERS, "pods": PODS, "policies": 200,
+            "remotes": CLUSTERS, "pods": effort.pods, "policies": 200,
             "sets": sets, "addresses_in_sets": addresses,
             "first_complete_ms": milliseconds(first),
             "derive_ms": milliseconds(derive),
