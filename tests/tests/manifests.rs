@@ -175,7 +175,7 @@ fn with_the_kubernetes_datastore_only_what_is_read_differs() {
     let all = kubernetes.iter().cloned().chain(read("secret-access.yaml"));
     let bindings: Vec<Value> =
         all.filter(|object| object["kind"].as_str().unwrap().ends_with("Binding")).collect();
-    assert_eq!(bindings.len(), 3);
+    assert_eq!(bindings.len(), 4);
     for binding in bindings {
         assert_eq!(binding["subjects"], serde_json::json!([account]), "{binding}");
         assert_eq!(binding["roleRef"]["name"], binding["metadata"]["name"]);

@@ -204,7 +204,7 @@ fn busy() -> Value {
         "apiVersion": "flowcontrol.apiserver.k8s.io/v1", "kind": "FlowSchema",
         "metadata": {"name": "busy"},
         "spec": {
-            "priorityLevelConfiguration": {"name": "busy"}, "matchingPrecedence": 1,
+            "priorityLevelConfiguration": {"name": "busy"}, "matchingPrecedence": 2,
             "rules": [{
                 "subjects": [{"kind": "ServiceAccount", "serviceAccount":
                     {"name": "tieline", "namespace": "tieline-system"}}],
