@@ -150,72 +150,8 @@ fn the_mirror_outlives_what_goes_wrong_with_the_server() {
         daemon.until("no right", |it| says(it, "cannot patch resource \"globalnetworksets\""));
         restore(&api, &role);
         settled(&api, "the right is back", &state);
-
-        // The server sends the daemon away: 429.
-        api.apply(&busy().to_string());
-        let begun = Instant::now();
-        loop {
-            change(&mut state);
-            std::thread::sleep(Duration::from_millis(500));
-            if says(&daemon.daemon().status(), "the API asks to wait") {
-                break;
-            }
-            let status = daemon.daemon().status();
-            assert!(begun.elapsed() < PATIENCE, "{status:?}");
-        }
-        api.kubectl(&["delete", "flowschema", "busy"]);
-        settled(&api, "no longer busy", &state);
-
-        // Somebody has made an object of the name that we want: it stays his.
-        let kind = format!("globalnetworksets.{}", plural(Group::Storage));
-        let web = api.get(&[&kind, "-l", "app=pg,tieline/remote-cluster=remote-2"]);
-        let name = web["items"][0]["metadata"]["name"].as_str().unwrap().to_owned();
-        state.asked.remove("pg");
-        daemon.daemon().set(&state);
-        settled(&api, "not asked for", &state);
-        let theirs = json!({
-            "apiVersion": Group::Storage.api_version(), "kind": "GlobalNetworkSet",
-            "metadata": {"name": name}, "spec": {"nets": ["192.0.2.0/24"]},
-        });
-        api.apply(&theirs.to_string());
-        state.asked.insert("pg".to_owned());
-        daemon.daemon().set(&state);
-        daemon.until("a foreign object", |it| says(it, "that Tieline has not made"));
-        let left = api.get(&[&kind, &name]);
-        assert_eq!(left["spec"], theirs["spec"]);
-        api.kubectl(&["delete", &kind, &name]);
-        settled(&api, "the name is free", &state);
     };
     netns.run(run).unwrap();
-}
-
-/// All requests of the daemon are turned away, for there is no capacity for
-/// them.
-fn busy() -> Value {
-    let level = json!({
-        "apiVersion": "flowcontrol.apiserver.k8s.io/v1", "kind": "PriorityLevelConfiguration",
-        "metadata": {"name": "busy"},
-        "spec": {"type": "Limited", "limited": {
-            "nominalConcurrencyShares": 0, "lendablePercent": 0, "borrowingLimitPercent": 0,
-            "limitResponse": {"type": "Reject"},
-        }},
-    });
-    let flow = json!({
-        "apiVersion": "flowcontrol.apiserver.k8s.io/v1", "kind": "FlowSchema",
-        "metadata": {"name": "busy"},
-        "spec": {
-            "priorityLevelConfiguration": {"name": "busy"}, "matchingPrecedence": 2,
-            "rules": [{
-                "subjects": [{"kind": "ServiceAccount", "serviceAccount":
-                    {"name": "tieline", "namespace": "tieline-system"}}],
-                "resourceRules": [{
-                    "verbs": ["patch", "create", "delete"], "clusterScope": true,
-                    "apiGroups": ["crd.projectcalico.org"], "resources": ["*"],
-                }],
-            }],
-        },
-    });
-    json!({"apiVersion": "v1", "kind": "List", "items": [level, flow]})
 }
 
 #[test]
