@@ -20,6 +20,9 @@ const LONGEST_LINE: usize = 16 << 20;
 /// How much of an error's text is read, in bytes.
 const LONGEST_REFUSAL: usize = 64 << 10;
 
+/// What `/readyz` says is not done while custom resources are not all known.
+const STARTING: [&str; 2] = ["poststarthook/crd-informer-synced", "autoregister-completion"];
+
 /// An API server, as reached in one way.
 #[derive(Clone)]
 pub(super) struct Api {
@@ -50,15 +53,20 @@ impl Api {
         Failure { server: self.server.clone(), cause }
     }
 
-    async fn send(&self, path: &str) -> Result<Response<Body>, Failure> {
+    /// The answer to a request, whatever its status.
+    async fn ask(&self, path: &str) -> Result<Response<Body>, Failure> {
         let request = Request::get(path).header(ACCEPT_ENCODING, "identity").body(Body::empty());
         let request = request.map_err(|e| self.failure(Cause::Other(e.to_string())))?;
         let sent = timeout(self.patience, self.client.send(request)).await;
-        let response = match sent {
-            Err(_) => return Err(self.failure(Cause::Silent(self.patience))),
-            Ok(Err(error)) => return Err(self.failure(Cause::of_error(&error, self.patience))),
-            Ok(Ok(response)) => response,
-        };
+        match sent {
+            Err(_) => Err(self.failure(Cause::Silent(self.patience))),
+            Ok(Err(error)) => Err(self.failure(Cause::of_error(&error, self.patience))),
+            Ok(Ok(response)) => Ok(response),
+        }
+    }
+
+    async fn send(&self, path: &str) -> Result<Response<Body>, Failure> {
+        let response = self.ask(path).await?;
         let code = response.status().as_u16();
         if response.status().is_success() {
             return Ok(response);
@@ -111,6 +119,23 @@ impl Api {
                     }
                 }
             }
+        }
+    }
+
+    /// Fails while the server starts and does not know its custom resources yet:
+    /// what it says that it has not, it may well have. Everybody may ask.
+    pub(super) async fn settled(&self) -> Result<(), Failure> {
+        let response = self.ask("/readyz").await?;
+        if !response.status().is_server_error() {
+            return Ok(());
+        }
+        let text = self.body(response, LONGEST_REFUSAL).await?;
+        let text = String::from_utf8_lossy(&text);
+        let mut open = text.lines().filter_map(|line| line.strip_prefix("[-]"));
+        match open.find(|open| STARTING.iter().any(|check| open.starts_with(check))) {
+            Some(_) => Err(self.failure(Cause::Starting)),
+            // What else is amiss has no bearing on what is served.
+            None => Ok(()),
         }
     }
 

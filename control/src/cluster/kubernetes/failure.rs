@@ -84,6 +84,9 @@ pub enum Cause {
         /// `Retry-After`.
         after: Option<Duration>,
     },
+    /// It answers, but not yet for all that it has.
+    #[error("is starting; it is asked again soon")]
+    Starting,
     /// Any other status.
     #[error("answers with an error ({code}: {message}); see the API server's log")]
     Status {

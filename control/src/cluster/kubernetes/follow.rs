@@ -93,8 +93,11 @@ pub(super) async fn follow<K: Clone, T>(
     let mut feed = Following { api, target, renew, read, teller, version: start };
     let mut backoff = Backoff::default();
     let mut failing = None;
+    // Whether the server was past its start when it was asked.
+    let mut settled = false;
     loop {
         let begun = Instant::now();
+        let sure = std::mem::take(&mut settled);
         let pause = match feed.once().await {
             Ok(()) if begun.elapsed() >= SHORT => {
                 (backoff, failing) = (Backoff::default(), None);
@@ -103,8 +106,13 @@ pub(super) async fn follow<K: Clone, T>(
             Ok(()) => backoff.next(),
             Err(failure) => match &failure.cause {
                 Cause::Gone if feed.version.take().is_some() => continue,
-                // What was there is not gone because of one answer.
-                Cause::NotFound if feed.version.take().is_some() => ASK_AGAIN,
+                // What was there is not gone because of one answer; a server that
+                // starts denies all custom resources at first.
+                Cause::NotFound if !sure => {
+                    let known = feed.version.take().is_some();
+                    settled = feed.api.settled().await.is_ok();
+                    if known || !settled { ASK_AGAIN } else { Duration::ZERO }
+                }
                 Cause::NotFound => {
                     feed.teller.tell(Step::Absent).await;
                     jittered(ABSENT)

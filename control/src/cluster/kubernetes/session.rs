@@ -65,6 +65,7 @@ async fn prepare(
     gathered: &mut Gathered,
     outbox: &mut Outbox,
 ) -> Result<Groups, Failure> {
+    api.settled().await?;
     let identity = identity(api).await?;
     outbox.connected().await;
     let before = gathered.uid().map(str::to_owned);
