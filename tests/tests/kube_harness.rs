@@ -98,7 +98,14 @@ fn servers_go_wrong_as_they_are_told_to() {
     assert_eq!(token_secret(&cluster, namespace, secret).0, token);
     wait("given back", || nodes(&cluster), Result::is_ok);
     // Another account's is another one, even of the same name.
-    cluster.kubectl(&["-n", namespace, "delete", "serviceaccount,secret", secret]);
+    cluster.kubectl(&[
+        "-n",
+        namespace,
+        "delete",
+        "serviceaccount,secret",
+        secret,
+        "--ignore-not-found",
+    ]);
     wait("account gone", || nodes(&cluster), says("Unauthorized"));
     cluster.apply(&manifest("remote-access.yaml"));
     wait("another token", || token_secret(&cluster, namespace, secret).0, |new| *new != token);

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use tieline_config::Config;
+use tieline_config::schema::DatastoreKind;
 
 fn config_folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../config")
@@ -165,7 +166,11 @@ fn with_the_kubernetes_datastore_only_what_is_read_differs() {
     assert_eq!(find("DaemonSet"), &expected);
     assert_eq!(find("Namespace"), &object("Namespace"));
     let config = find("ConfigMap")["data"]["config.toml"].as_str().unwrap();
-    assert!(config.contains("[datastore]\nkind = \"kubernetes\"\n"), "{config}");
+    let config = Config::parse(config, Path::new("config.toml")).unwrap();
+    assert_eq!(config.datastore.kind, DatastoreKind::Kubernetes);
+    assert_eq!(config.admin.socket, deployed_config().admin.socket);
+    // None: the pod's own account.
+    assert_eq!(config.datastore.kubeconfig, None);
 
     // Its account is the one that has the rights, whatever namespace they are for.
     let account = serde_json::json!({

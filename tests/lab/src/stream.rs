@@ -25,6 +25,8 @@ pub struct Stream {
 struct Beats {
     answered: u64,
     last_answer: Instant,
+    /// The longest time between two answers since it was last asked for.
+    longest_silence: Duration,
     /// When the first heartbeat that has no answer yet was sent.
     unanswered_since: Option<Instant>,
     /// Why the connection ended, if it did.
@@ -64,8 +66,13 @@ impl Stream {
             Ok(stream)
         };
         let stream = from.run(open)?.map_err(Error::io(doing.clone()))?;
-        let beats =
-            Beats { answered: 0, last_answer: Instant::now(), unanswered_since: None, ended: None };
+        let beats = Beats {
+            answered: 0,
+            last_answer: Instant::now(),
+            longest_silence: Duration::ZERO,
+            unanswered_since: None,
+            ended: None,
+        };
         let shared = Arc::new((Mutex::new(beats), Condvar::new()));
         let stop = Arc::new(AtomicBool::new(false));
         let (theirs, stopped) = (Arc::clone(&shared), Arc::clone(&stop));
@@ -83,6 +90,14 @@ impl Stream {
     /// Number of echoes so far.
     pub fn answered(&self) -> u64 {
         lock(&self.shared.0).answered
+    }
+
+    /// The longest time without an answer since this was last asked for, the
+    /// present one included.
+    pub fn longest_silence(&self) -> Duration {
+        let mut beats = lock(&self.shared.0);
+        let present = beats.last_answer.elapsed();
+        std::mem::take(&mut beats.longest_silence).max(present)
     }
 
     /// Waits until the connection has been silent for `quiet` or has ended.
@@ -182,6 +197,7 @@ fn beat(
                 return Err(io::Error::new(ErrorKind::InvalidData, "wrong heartbeat came back"));
             }
             state.answered += 1;
+            state.longest_silence = state.longest_silence.max(state.last_answer.elapsed());
             state.last_answer = Instant::now();
             sent_at.pop_front();
         }
