@@ -285,6 +285,7 @@ impl Loaded {
                 conditions.into()
             },
             ignored: same_or(&previous.ignored, ignored),
+            calico_group: None,
         }
     }
 

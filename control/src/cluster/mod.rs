@@ -56,6 +56,9 @@ pub struct View {
     pub conditions: Arc<[Condition]>,
     /// Objects of kinds that nothing reads: `apiVersion kind` and how many.
     pub ignored: Arc<BTreeMap<String, usize>>,
+    /// Group and version in which Calico stores its objects, where an API
+    /// server was asked for them and has any, as in `projectcalico.org/v3`.
+    pub calico_group: Option<Arc<str>>,
 }
 
 /// What a source tells.

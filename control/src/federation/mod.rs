@@ -222,6 +222,7 @@ impl Federation {
             error,
             origin: member.way.as_ref().map(ToString::to_string).unwrap_or_default(),
             uid: view.and_then(|view| view.objects.uid.clone()),
+            calico_group: view.and_then(|view| view.calico_group.as_deref()).map(str::to_owned),
             objects: view.map(|view| status::count(&view.objects)).unwrap_or_default(),
             ignored: view.map(|view| (*view.ignored).clone()).unwrap_or_default(),
             last_event_ms: member.remote.last_event.map(ms),

@@ -42,6 +42,8 @@ pub struct ClusterStatus {
     pub origin: String,
     /// UID of its `kube-system` namespace, when known.
     pub uid: Option<String>,
+    /// Group and version in which Calico stores its objects, when known.
+    pub calico_group: Option<String>,
     /// How many objects of each kind are known.
     pub objects: BTreeMap<String, usize>,
     /// How many objects there are of kinds that nothing reads.

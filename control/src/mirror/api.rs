@@ -93,8 +93,6 @@ pub(super) struct Requests {
     pub(super) client: kube::Client,
     /// Namespace of the Lease.
     pub(super) namespace: String,
-    /// The group in which Calico stores, where the configuration says it.
-    pub(super) storage: Option<Storage>,
 }
 
 impl Requests {
@@ -102,20 +100,13 @@ impl Requests {
         Api::all_with(self.client.clone(), resource)
     }
 
-    /// The group in which Calico stores, if there is one.
-    pub(super) async fn storage(&self) -> Result<Option<Storage>> {
-        let all = Storage::ALL.into_iter().filter(|it| self.storage.is_none_or(|said| said == *it));
-        for storage in all {
-            let list = self.client.list_api_group_resources(storage.api_version());
-            match in_time(list).await {
-                Ok(list) if list.resources.iter().any(|it| it.kind == Written::Set.kind()) => {
-                    return Ok(Some(storage));
-                }
-                Ok(_) | Err(Failure::NotFound(_)) => {}
-                Err(failure) => return Err(failure),
-            }
+    /// Whether a group has what is to be written.
+    pub(super) async fn has_sets(&self, storage: Storage) -> Result<bool> {
+        match in_time(self.client.list_api_group_resources(storage.api_version())).await {
+            Ok(list) => Ok(list.resources.iter().any(|it| it.kind == Written::Set.kind())),
+            Err(Failure::NotFound(_)) => Ok(false),
+            Err(failure) => Err(failure),
         }
-        Ok(None)
     }
 
     /// `spec` of ClusterInformation `default`.

@@ -42,9 +42,13 @@ pub enum Written {
 }
 
 impl Storage {
-    /// Both, the older one first: where an API server of Calico's serves v3, it
-    /// stores in the other group and refuses labels that we need.
+    /// Both.
     pub const ALL: [Self; 2] = [Self::Crd, Self::V3];
+
+    /// The one of this name.
+    pub fn of(api_version: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|it| it.api_version() == api_version)
+    }
 
     /// `apiVersion` of its objects.
     pub const fn api_version(self) -> &'static str {

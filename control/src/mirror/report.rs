@@ -261,6 +261,7 @@ mod tests {
                 error: (state == RemoteState::Stale).then(|| "no answer".to_owned()),
                 origin: String::new(),
                 uid: None,
+                calico_group: None,
                 objects: [("Pod".to_owned(), pods)].into(),
                 ignored: BTreeMap::new(),
                 last_event_ms: None,

@@ -44,7 +44,7 @@ fn failed(what: impl Into<String>) -> impl FnOnce(Failure) -> UninstallError {
 
 /// Removes sets and pools of all remote clusters, and the Lease in `namespace`.
 pub async fn uninstall(client: kube::Client, namespace: String) -> Result<Removed, UninstallError> {
-    let requests = Requests { client, namespace, storage: None };
+    let requests = Requests { client, namespace };
     let leases = requests.leases();
     let lease = || async {
         match api::in_time(leases.get(LEASE)).await {

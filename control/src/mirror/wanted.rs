@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::group::Grouper;
-use super::object::owner;
+use super::object::{Storage, owner};
 use super::pools::{self, Pools};
 use super::sets::{self, Sets};
 use super::{checks, group};
@@ -33,6 +33,8 @@ pub struct Input {
     pub unknown: BTreeSet<Arc<str>>,
     /// Remote clusters, for their RemoteClusterConfigurations' status.
     pub remotes: BTreeMap<String, RemoteStatus>,
+    /// Where Calico stores its objects, if it does.
+    pub storage: Option<Storage>,
 }
 
 /// The objects that are to exist.

@@ -47,9 +47,6 @@ pub struct Place {
     pub namespace: String,
     /// The node.
     pub node: String,
-    /// The group in which Calico stores its objects; found out if it is not
-    /// given.
-    pub storage: Option<Storage>,
 }
 
 /// A running mirror.
@@ -180,8 +177,7 @@ impl Task {
         input: watch::Receiver<Option<Input>>,
         told: watch::Sender<Arc<MirrorStatus>>,
     ) -> Self {
-        let requests =
-            Requests { client: place.client, namespace: place.namespace, storage: place.storage };
+        let requests = Requests { client: place.client, namespace: place.namespace };
         let (sender, events) = mpsc::channel(256);
         let only = watcher::Config::default().fields(&format!("metadata.name={LEASE}"));
         let stream = watcher(requests.leases(), only).boxed();
@@ -336,10 +332,10 @@ impl Task {
 
     /// Does what is due as the writer; when there is more to do.
     async fn write(&mut self) -> Option<Instant> {
-        if let Err(again) = self.find_out().await {
+        let input = self.input.borrow().clone()?;
+        if let Err(again) = self.find_out(input.storage).await {
             return Some(again);
         }
-        let input = self.input.borrow().clone()?;
         let now = Instant::now();
         let leading = self.leading.as_mut()?;
         if !leading.sets.complete || !leading.pools.complete {
@@ -366,19 +362,26 @@ impl Task {
         [pools, sets, due].into_iter().flatten().min()
     }
 
-    /// Finds out where and whether to write, and watches our objects. Else, when
-    /// to try again.
-    async fn find_out(&mut self) -> Result<(), Instant> {
+    /// Finds out whether to write, and watches our objects where Calico stores
+    /// its own. Else, when to try again.
+    async fn find_out(&mut self, storage: Option<Storage>) -> Result<(), Instant> {
         let now = Instant::now();
         let Some(leading) = &mut self.leading else { return Err(now + LOOK_AGAIN) };
         if leading.storage.is_some() {
-            return Ok(());
+            if leading.storage == storage {
+                return Ok(());
+            }
+            // Calico has moved: all is to be known and written anew.
+            *leading = Leading::new(now);
         }
         if leading.look_again > now {
             return Err(leading.look_again);
         }
         let found = async {
-            let Some(storage) = self.requests.storage().await? else { return Ok(None) };
+            let Some(storage) = storage else { return Ok(None) };
+            if !self.requests.has_sets(storage).await? {
+                return Ok(None);
+            }
             Ok(Some((storage, self.requests.cluster_information(storage).await?)))
         };
         match found.await {

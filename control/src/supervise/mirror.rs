@@ -69,15 +69,12 @@ impl Mirroring {
         }
         match kubernetes::client(access, options).await {
             Ok(client) => {
-                let storage = options.calico_group.as_deref();
-                let storage = Storage::ALL.into_iter().find(|it| Some(it.api_version()) == storage);
                 let namespace = std::fs::read_to_string(NAMESPACE).ok();
                 let namespace = namespace.map(|text| text.trim().to_owned());
                 let place = Place {
                     client,
                     namespace: namespace.unwrap_or_else(|| "tieline-system".to_owned()),
                     node: self.node.clone(),
-                    storage,
                 };
                 let (modes, input) = (self.modes.subscribe(), self.input.subscribe());
                 self.mirror = Some(Mirror::start(place, modes, input));
@@ -105,11 +102,14 @@ impl Mirroring {
                 })
                 .collect()
         };
-        let new = Input { derived: derived.clone(), unknown, remotes: status.remotes.clone() };
+        let storage = status.local.calico_group.as_deref().and_then(Storage::of);
+        let remotes = status.remotes.clone();
+        let new = Input { derived: derived.clone(), unknown, remotes, storage };
         self.input.send_if_modified(|input| {
             let same = input.as_ref().is_some_and(|old| {
                 Arc::ptr_eq(&old.derived, &new.derived)
                     && old.unknown == new.unknown
+                    && old.storage == new.storage
                     && states(old) == states(&new)
             });
             if !same {

@@ -176,6 +176,7 @@ fn statuses_are_told_and_an_uninstall_leaves_nothing() {
                 error: error.map(str::to_owned),
                 origin: String::new(),
                 uid: None,
+                calico_group: None,
                 objects: [("Pod".to_owned(), 20)].into(),
                 ignored: BTreeMap::new(),
                 last_event_ms: None,

@@ -99,7 +99,12 @@ impl Large {
     }
 
     fn input(&mut self) -> Input {
-        Input { derived: self.derived(), unknown: BTreeSet::new(), remotes: BTreeMap::new() }
+        Input {
+            derived: self.derived(),
+            unknown: BTreeSet::new(),
+            remotes: BTreeMap::new(),
+            storage: Some(Storage::Crd),
+        }
     }
 }
 

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tieline::derive::derive;
 use tieline::map::Map;
+use tieline::mirror::object::Storage;
 use tieline::mirror::{Input, Mirror, MirrorStatus, Modes, Place};
 use tieline::policy::api::{PolicyKind, PolicyObjects, parse};
 use tieline::state::{
@@ -46,6 +47,7 @@ struct State {
     /// Values of `app` that local policies ask for.
     asked: BTreeSet<String>,
     unknown: BTreeSet<u8>,
+    storage: Option<Storage>,
 }
 
 fn cluster(number: u8) -> Arc<str> {
@@ -101,6 +103,7 @@ impl State {
             derived: Arc::new(derive(Arc::new(world))),
             unknown: self.unknown.iter().map(|number| cluster(*number)).collect(),
             remotes: BTreeMap::new(),
+            storage: self.storage,
         }
     }
 
@@ -150,8 +153,7 @@ impl Daemon {
         let client = client(kubeconfig).await;
         let (modes, told) = watch::channel(AUTO);
         let (input, inputs) = watch::channel(Some(input));
-        let place =
-            Place { client, namespace: "tieline-system".into(), node: node.into(), storage: None };
+        let place = Place { client, namespace: "tieline-system".into(), node: node.into() };
         Self { mirror: Mirror::start(place, told, inputs), modes, input }
     }
 
@@ -262,7 +264,7 @@ fn within<F: Future<Output = ()>>(api: &ApiCluster, test: impl FnOnce() -> F + S
 }
 
 fn example() -> State {
-    let mut state = State::default();
+    let mut state = State { storage: Some(Storage::Crd), ..State::default() };
     for number in 1..=20 {
         state.pod(1, number, if number % 2 == 0 { "pg" } else { "web" });
         state.pod(2, number, "pg");
@@ -287,6 +289,7 @@ fn life(group: Group, name: &str) {
         api.apply(&foreign_pool.to_string());
 
         let mut state = example();
+        state.storage = Storage::of(group.api_version());
         let daemon = Daemon::start(&kubeconfig, "node-a", &state).await;
         eventually(&api, group, "at the start", &state).await;
         assert_eq!(pools(&api, group), ["10.101.0.0/16", "10.102.0.0/16"]);

@@ -120,6 +120,7 @@ pub struct Gathered {
     problems: BTreeMap<(Kind, ObjectName), Vec<(Severity, String)>>,
     /// What else is to be told of the cluster.
     remark: Option<Condition>,
+    calico_group: Option<Arc<str>>,
     /// Whether the view was told as it is now.
     told: bool,
     view: View,
@@ -138,6 +139,7 @@ impl Gathered {
             shared: Shared::default(),
             problems: BTreeMap::new(),
             remark: None,
+            calico_group: None,
             told: false,
             view: View::default(),
         }
@@ -162,6 +164,12 @@ impl Gathered {
     pub fn remark(&mut self, remark: Option<Condition>) {
         self.told &= self.remark == remark;
         self.remark = remark;
+    }
+
+    /// Where Calico's objects are, if there are any.
+    pub fn calico_in(&mut self, group: Option<&str>) {
+        self.told &= self.calico_group.as_deref() == group;
+        self.calico_group = group.map(Into::into);
     }
 
     /// The cluster is asked anew. What was followed to its end so far may be
@@ -286,6 +294,7 @@ impl Gathered {
                     conditions.into()
                 },
                 ignored: Arc::default(),
+                calico_group: self.calico_group.clone(),
             };
         }
         self.view.clone()

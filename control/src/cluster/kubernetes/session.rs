@@ -52,10 +52,8 @@ pub(super) async fn session(
 
 /// Where a cluster's kinds are.
 struct Groups {
-    calico: String,
-    rcc: String,
-    /// Something that is expected of a cluster is not there yet.
-    lacking: bool,
+    calico: Option<String>,
+    rcc: Option<String>,
 }
 
 /// Finds out which cluster it is and where its objects are.
@@ -80,7 +78,9 @@ async fn prepare(
         gathered.remark(Some(remark));
     }
     gathered.reconnect(!(same && later));
-    find_groups(api, options, *gathered.cluster() == ClusterId::Local).await
+    let groups = find_groups(api, options, *gathered.cluster() == ClusterId::Local).await?;
+    gathered.calico_in(groups.calico.as_deref());
+    Ok(groups)
 }
 
 /// What was known stays in force until all of the new cluster is known: a
@@ -163,11 +163,7 @@ async fn find_groups(api: &Api, options: &Options, local: bool) -> Result<Groups
             serves(if *group == STORAGE { storage.as_ref() } else { native.as_ref() }, rcc)
         }),
     };
-    Ok(Groups {
-        calico: calico.unwrap_or(STORAGE).to_owned(),
-        rcc: rcc.unwrap_or(NATIVE).to_owned(),
-        lacking: calico.is_none() || (local && rcc.is_none()),
-    })
+    Ok(Groups { calico: calico.map(str::to_owned), rcc: rcc.map(str::to_owned) })
 }
 
 fn serves(group: Option<&BTreeSet<String>>, resource: &str) -> bool {
@@ -206,8 +202,9 @@ fn target(resource: &Resource, groups: &Groups) -> Target {
     let group = match resource.group {
         Group::Core => "",
         Group::Named(group) => group,
-        Group::Calico => &groups.calico,
-        Group::Rcc => &groups.rcc,
+        // Where they would be: once they are, that is looked for anew.
+        Group::Calico => groups.calico.as_deref().unwrap_or(STORAGE),
+        Group::Rcc => groups.rcc.as_deref().unwrap_or(NATIVE),
     };
     let plural = resource.plural;
     let (path, name) = match group.split_once('/') {
@@ -246,6 +243,8 @@ async fn run(
         feeds.spawn(follow(api.clone(), target(resource, groups), start, renew, read, teller));
     }
     let mut quiet_until = Instant::now() + options.silence;
+    let local = *gathered.cluster() == ClusterId::Local;
+    let lacking = groups.calico.is_none() || (local && groups.rcc.is_none());
     let look_again = Instant::now() + jittered(LOOK_AGAIN);
     loop {
         let complete = gathered.complete();
@@ -274,7 +273,7 @@ async fn run(
                 renew.notify_one();
                 quiet_until = Instant::now() + options.silence;
             }
-            () = sleep_until(look_again), if groups.lacking => return Ended::Regroup,
+            () = sleep_until(look_again), if lacking => return Ended::Regroup,
         }
     }
 }

@@ -25,7 +25,7 @@ fn calicos_objects_are_read_where_they_are_stored() {
 
 #[test]
 fn resources_are_named_as_in_roles() {
-    let groups = Groups { calico: NATIVE.into(), rcc: "example.org/v1".into(), lacking: false };
+    let groups = Groups { calico: Some(NATIVE.to_owned()), rcc: Some("example.org/v1".to_owned()) };
     let targets: Vec<Target> =
         of(crate::cluster::Scope::Local).map(|resource| target(resource, &groups)).collect();
     let named = |name: &str| targets.iter().find(|t| t.resource == name).expect(name);
