@@ -30,8 +30,11 @@ use super::resources::{IDENTITY, dispensable, of, unasked};
 use crate::cluster::object::{self, Converted, Kind, Object};
 use crate::cluster::shared::Shared;
 use crate::cluster::{FieldError, Scope, View};
-use crate::policy::api::{PolicyKind, PolicyObject};
 use crate::state::{ClusterId, ClusterObjects, Condition, ObjectName, Severity};
+
+mod renamed;
+
+use renamed::Renamed;
 
 /// What a feed of `T`s tells.
 #[derive(Clone, Debug, PartialEq)]
@@ -164,6 +167,11 @@ impl Gathered {
     pub fn remark(&mut self, remark: Option<Condition>) {
         self.told &= self.remark == remark;
         self.remark = remark;
+    }
+
+    /// Where Calico's objects are, as far as it was told.
+    pub fn calico_group(&self) -> Option<&str> {
+        self.calico_group.as_deref()
     }
 
     /// Where Calico's objects are, if there are any.
@@ -488,86 +496,6 @@ impl std::fmt::Display for Denial {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { verb, resource, message } = self;
         write!(f, "may not be read ({message}); grant `{verb}` on {resource}")
-    }
-}
-
-/// Policies that Calico may store under other names than users gave them. Of
-/// two that have one name, the first by stored name counts, whichever came
-/// first.
-#[derive(Clone, Debug, Default)]
-struct Renamed {
-    names: BTreeMap<(PolicyKind, ObjectName), ObjectName>,
-    objects: BTreeMap<(PolicyKind, ObjectName), BTreeMap<ObjectName, Arc<PolicyObject>>>,
-}
-
-impl Renamed {
-    fn may_be(kind: PolicyKind) -> bool {
-        matches!(
-            kind,
-            PolicyKind::NetworkPolicy
-                | PolicyKind::GlobalNetworkPolicy
-                | PolicyKind::StagedNetworkPolicy
-                | PolicyKind::StagedGlobalNetworkPolicy
-        )
-    }
-
-    fn knows(&self, kind: Kind) -> bool {
-        let Kind::Policy(kind) = kind else { return false };
-        self.names.keys().any(|(other, _)| *other == kind)
-    }
-
-    fn written(&self, kind: PolicyKind) -> BTreeSet<ObjectName> {
-        let of_kind = self.names.keys().filter(|(other, _)| *other == kind);
-        of_kind.map(|(_, written)| written.clone()).collect()
-    }
-
-    fn get(
-        &self,
-        kind: PolicyKind,
-        written: &ObjectName,
-    ) -> Option<(&ObjectName, &Arc<PolicyObject>)> {
-        let name = self.names.get(&(kind, written.clone()))?;
-        Some((name, self.objects.get(&(kind, name.clone()))?.get(written)?))
-    }
-
-    fn winner(&self, kind: PolicyKind, name: &ObjectName) -> Option<&Arc<PolicyObject>> {
-        self.objects.get(&(kind, name.clone()))?.values().next()
-    }
-
-    /// Sets or takes away what is stored under a name. Returns the names that
-    /// users see of which something has changed.
-    fn set(
-        &mut self,
-        kind: PolicyKind,
-        written: ObjectName,
-        name: ObjectName,
-        object: Option<Arc<PolicyObject>>,
-    ) -> Vec<ObjectName> {
-        let mut changed = Vec::new();
-        if let Some(before) = self.names.remove(&(kind, written.clone())) {
-            let key = (kind, before);
-            if let Some(stored) = self.objects.get_mut(&key) {
-                stored.remove(&written);
-                if stored.is_empty() {
-                    self.objects.remove(&key);
-                }
-            }
-            changed.push(key.1);
-        }
-        if let Some(object) = object {
-            self.names.insert((kind, written.clone()), name.clone());
-            self.objects.entry((kind, name.clone())).or_default().insert(written, object);
-            changed.push(name);
-        }
-        changed
-    }
-
-    /// Names that several objects have, and what these are stored as.
-    fn rivals(&self) -> impl Iterator<Item = (PolicyKind, &ObjectName, Vec<String>)> {
-        let several = self.objects.iter().filter(|(_, stored)| stored.len() > 1);
-        several.map(|((kind, name), stored)| {
-            (*kind, name, stored.keys().map(ToString::to_string).collect())
-        })
     }
 }
 

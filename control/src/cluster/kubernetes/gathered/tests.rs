@@ -2,6 +2,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::cluster::object::{convert, written_name};
+use crate::policy::api::PolicyKind;
 
 fn item(kind: Kind, value: &Value) -> Item {
     let written = written_name(kind, value).expect("a name");
