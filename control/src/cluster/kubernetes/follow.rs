@@ -19,7 +19,7 @@ const DENIED: Duration = Duration::from_secs(15);
 /// How often it is looked whether a kind is served by now.
 const ABSENT: Duration = Duration::from_secs(60);
 /// How soon it is looked again whether a kind is really not served any more.
-const ASK_AGAIN: Duration = Duration::from_secs(2);
+pub(super) const ASK_AGAIN: Duration = Duration::from_secs(2);
 /// The server ends watches after this time, and up to as much later.
 const WATCH: Duration = Duration::from_secs(300);
 /// A server that starts, or a kind that is new to it, asks to wait a little:
@@ -114,6 +114,7 @@ pub(super) async fn follow<K: Clone, T>(
                     if known || !settled { ASK_AGAIN } else { Duration::ZERO }
                 }
                 Cause::NotFound => {
+                    tracing::debug!(resource = feed.target.resource, "is not served");
                     feed.teller.tell(Step::Absent).await;
                     jittered(ABSENT)
                 }

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::api::Api;
 use super::failure::{Cause, Failure};
-use super::follow::{Target, Teller, follow, jittered};
+use super::follow::{ASK_AGAIN, Target, Teller, follow, jittered};
 use super::gathered::{Gathered, Item, Step};
 use super::resources::{Group, Resource, of};
 use super::wire::page;
@@ -78,7 +78,13 @@ async fn prepare(
         gathered.remark(Some(remark));
     }
     gathered.reconnect(!(same && later));
-    let groups = find_groups(api, options, *gathered.cluster() == ClusterId::Local).await?;
+    let local = *gathered.cluster() == ClusterId::Local;
+    let mut groups = find_groups(api, options, local).await?;
+    if groups.calico.is_none() && gathered.calico_group().is_some() {
+        // What was there is not gone because of one answer.
+        sleep_until(Instant::now() + ASK_AGAIN).await;
+        groups = find_groups(api, options, local).await?;
+    }
     gathered.calico_in(groups.calico.as_deref());
     Ok(groups)
 }
