@@ -16,13 +16,13 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// the Secret: base64 of PEM. Waits until both are there.
 pub fn token_secret(cluster: &ApiCluster, namespace: &str, name: &str) -> (String, String) {
     let begun = Instant::now();
+    let template = "go-template={{with .data}}{{with .token}}{{. | base64decode}}{{end}} \
+                    {{with index . \"ca.crt\"}}{{.}}{{end}}{{end}}";
+    let args = ["-n", namespace, "get", "secret", name, "--ignore-not-found", "-o", template];
     loop {
-        let path = "jsonpath={.data.token} {.data.ca\\.crt}";
-        let args = ["-n", namespace, "get", "secret", name, "--ignore-not-found", "-o", path];
         let got = cluster.kubectl(&args);
         if let Some((token, ca)) = got.trim().split_once(' ') {
-            let token = String::from_utf8(base64(token)).unwrap();
-            return (token, ca.to_owned());
+            return (token.to_owned(), ca.to_owned());
         }
         assert!(begun.elapsed() < PATIENCE, "the Secret {namespace}/{name} is not filled");
         std::thread::sleep(Duration::from_millis(20));
@@ -102,32 +102,4 @@ pub fn narrow(cluster: &ApiCluster, role: &str, resource: &str) {
     }
     rules.retain(|rule| rule["resources"].as_array().is_some_and(|all| !all.is_empty()));
     cluster.apply(&object.to_string());
-}
-
-/// Decodes base64 (RFC 4648), ignoring what is none.
-fn base64(text: &str) -> Vec<u8> {
-    const DIGITS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let digit = |byte| DIGITS.iter().position(|digit| *digit == byte);
-    let (mut bytes, mut bits, mut count) = (Vec::new(), 0_usize, 0);
-    for digit in text.bytes().filter_map(digit) {
-        bits = (bits << 6 | digit) & 0xfff_ffff;
-        count += 6;
-        if count >= 8 {
-            count -= 8;
-            bytes.push((bits >> count) as u8);
-        }
-    }
-    bytes
-}
-
-#[cfg(test)]
-mod tests {
-    use super::base64;
-
-    #[test]
-    fn base64_of_rfc_4648() {
-        for (text, plain) in [("", ""), ("Zg==", "f"), ("Zm8=", "fo"), ("Zm9vYmFy", "foobar")] {
-            assert_eq!(base64(text), plain.as_bytes());
-        }
-    }
 }
