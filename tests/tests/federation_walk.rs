@@ -118,8 +118,19 @@ fn multi_cluster_networking(world: &Federated) {
     world.until("routes to db", || world.member("app").remote("db")["overlay"] == true);
     // One direction alone is not enough: the other does not know the sender.
     refuse(world, "backend", "postgres", 5432);
+    let one_way = || {
+        let status = world.member("app").status().unwrap_or_default();
+        status["conditions"].as_array().is_some_and(|all| {
+            all.iter().any(|condition| {
+                condition["cluster"] == "db"
+                    && condition["message"].as_str().unwrap().contains("does not route to this one")
+            })
+        })
+    };
+    world.until("db is said not to route back", one_way);
     guide::switch_overlay(world.member("db"), "app", "Enabled");
     world.await_connection("backend", "postgres", 5432, true);
+    world.until("nobody says so any more", || !one_way());
     refuse(world, "backend", "postgres", 22);
     refuse(world, "frontend", "postgres", 5432);
     refuse(world, "backend", "cache", 5432);

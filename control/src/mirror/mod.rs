@@ -24,6 +24,7 @@
 //! writer   puts all of it together
 //! uninstall  removes all of it
 //! report   what becomes of remote clusters, on their configurations
+//! announce  which clusters are joined, for those clusters to know
 //! status   what is told about it
 //! ```
 //! Start reading at [`wanted`], then [`sets`].
@@ -33,6 +34,7 @@ use std::sync::Arc;
 use crate::policy::api::{PolicyKind, PolicyObject, PolicyObjects};
 use crate::state::{ClusterId, Identity, IdentityKind};
 
+mod announce;
 mod api;
 mod carry;
 pub mod checks;

@@ -59,6 +59,7 @@ fn local(object: String, message: String) -> Condition {
 fn condition(what: &str, failure: &Failure) -> Condition {
     let object = match what {
         "lease" => format!("Lease {}", super::LEASE),
+        "announce" => "labels of Tieline's Namespace".to_owned(),
         "status" => "RemoteClusterConfiguration status".to_owned(),
         "kinds" => "Calico's kinds".to_owned(),
         _ => Written::Set.kind().to_owned(),

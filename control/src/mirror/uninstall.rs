@@ -6,6 +6,7 @@ use std::time::Duration;
 use kube::api::{DeleteParams, ListParams};
 use serde::Serialize;
 
+use super::announce;
 use super::api::{self, Failure, LEASE, Requests};
 use super::lease::DURATION;
 use super::object::{OWNER, Storage, Written};
@@ -19,6 +20,8 @@ pub struct Removed {
     pub pools: usize,
     /// Whether there was a Lease.
     pub lease: bool,
+    /// Whether the namespace had labels that say which clusters are joined.
+    pub labels: bool,
 }
 
 /// Why nothing, or not all, was removed.
@@ -42,7 +45,8 @@ fn failed(what: impl Into<String>) -> impl FnOnce(Failure) -> UninstallError {
     move |failure| UninstallError::Api { what, reason: failure.to_string() }
 }
 
-/// Removes sets and pools of all remote clusters, and the Lease in `namespace`.
+/// Removes sets and pools of all remote clusters, and in `namespace` the Lease
+/// and the namespace's own labels of ours.
 pub async fn uninstall(client: kube::Client, namespace: String) -> Result<Removed, UninstallError> {
     let requests = Requests { client, namespace };
     let leases = requests.leases();
@@ -66,6 +70,8 @@ pub async fn uninstall(client: kube::Client, namespace: String) -> Result<Remove
         removed.sets += remove(&requests, storage, Written::Set).await?;
         removed.pools += remove(&requests, storage, Written::Pool).await?;
     }
+    let what = || format!("Namespace {}", requests.namespace);
+    removed.labels = announce::withdraw(&requests).await.map_err(failed(what()))?;
     if before.is_some() {
         match api::in_time(leases.delete(LEASE, &DeleteParams::default())).await {
             Ok(_) => removed.lease = true,

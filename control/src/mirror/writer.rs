@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
+use super::announce::Announcer;
 use super::api::{Failure, LEASE, Requests};
 use super::follow::{follow_lease, follow_objects};
 use super::group::Grouper;
@@ -137,6 +138,7 @@ pub(super) struct Leading {
     pub(super) differs_since: HashMap<String, Instant>,
     pub(super) waiting: usize,
     reporter: Reporter,
+    announcer: Announcer,
 }
 
 impl Leading {
@@ -160,6 +162,7 @@ impl Leading {
             differs_since: HashMap::default(),
             waiting: 0,
             reporter: Reporter::default(),
+            announcer: Announcer::default(),
         }
     }
 }
@@ -320,14 +323,18 @@ impl Task {
 
     /// Tells what becomes of remote clusters; when there is more to tell.
     async fn report(&mut self) -> Option<Instant> {
-        let remotes = self.input.borrow().as_ref()?.remotes.clone();
+        let input = self.input.borrow().clone()?;
         let leading = self.leading.as_mut()?;
-        let (wake, failure) = leading.reporter.report(&self.requests, &remotes).await;
-        match failure {
-            Some(failure) => self.fail("status", failure),
-            None => self.settle("status"),
+        let (report, failure) = leading.reporter.report(&self.requests, &input.remotes).await;
+        let world = &input.derived.world;
+        let (announce, unannounced) = leading.announcer.announce(&self.requests, world).await;
+        for (what, failure) in [("status", failure), ("announce", unannounced)] {
+            match failure {
+                Some(failure) => self.fail(what, failure),
+                None => self.settle(what),
+            }
         }
-        wake
+        [report, announce].into_iter().flatten().min()
     }
 
     /// Does what is due as the writer; when there is more to do.

@@ -11,6 +11,7 @@
 //! vtep      VTEPs of other nodes
 //! routes    which node owns which prefix; the rules of conflict
 //! identity  what rules can see, with inherited labels
+//! mutual    whether clusters that are joined join this one too
 //! follow    the same from one world to the next, without what stays
 //! ```
 //! Start reading at [`resolve`].
@@ -18,6 +19,7 @@
 pub(crate) mod claims;
 mod follow;
 pub(crate) mod identity;
+pub(crate) mod mutual;
 mod own;
 mod refusals;
 mod routes;
@@ -122,11 +124,12 @@ pub fn resolve(world: &World) -> Resolved {
     let mut notes = Notes(resolved.conditions.drain(..).collect());
     identity::check(world, &claims, &mut notes);
     identity::check_namespaces(world, &mut notes);
+    mutual::check(world, &mut notes);
     resolved.conditions = notes.0.into_iter().collect();
     resolved
 }
 
-/// All of [`resolve`] but the conditions of identities; and the candidates of
+/// All of [`resolve`] but the [`identity_conditions`]; and the candidates of
 /// the local cluster.
 fn place(world: &World, claims: &Claims) -> (Resolved, routes::Candidates) {
     let mut notes = Notes::default();
@@ -137,14 +140,15 @@ fn place(world: &World, claims: &Claims) -> (Resolved, routes::Candidates) {
     (Resolved { own, vteps, routes, conditions: notes.0.into_iter().collect() }, candidates)
 }
 
-/// Conditions of identities. `refused` says whether there are remote addresses
-/// that don't count.
+/// Conditions of identities and of namespaces. `refused` says whether there are
+/// remote addresses that don't count.
 pub(crate) fn identity_conditions(world: &World, refused: bool) -> Vec<Condition> {
     let mut notes = Notes::default();
     if refused {
         identity::check(world, &Claims::new(world), &mut notes);
     }
     identity::check_namespaces(world, &mut notes);
+    mutual::check(world, &mut notes);
     notes.0.into_iter().collect()
 }
 

@@ -847,3 +847,26 @@ proptest! {
         prop_assert_eq!(&resolve(&world.clone()), &resolved);
     }
 }
+
+#[test]
+fn a_cluster_that_does_not_join_back_is_named() {
+    let kube_system = |uid: &str| {
+        format!(
+            "---\napiVersion: v1\nkind: Namespace\nmetadata: {{name: kube-system, uid: {uid}}}\n"
+        )
+    };
+    let local = app() + &kube_system("a");
+    let said = |labels: &str| {
+        let remote = db() + &kube_system("d") + &namespace("tieline-system", labels);
+        let world = world(&local, &[("db", &remote)]);
+        let all = resolve(&world).conditions;
+        assert!(mutual::keys(&world).contains("tieline/joined.d"));
+        all.into_iter().filter(|it| it.message.contains("does not route")).collect::<Vec<_>>()
+    };
+    // One that says nothing may well join.
+    assert_eq!(said("a: b"), []);
+    assert_eq!(said("tieline/joined: '', tieline/joined.x: '', tieline/joined.a: ''"), []);
+    let [condition] = &said("tieline/joined: '', tieline/joined.x: ''")[..] else { panic!() };
+    assert_eq!(condition.object, "Namespace tieline-system");
+    assert_eq!(condition.cluster, ClusterId::Remote("db".into()));
+}

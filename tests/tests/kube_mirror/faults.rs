@@ -233,7 +233,7 @@ fn statuses_are_told_and_an_uninstall_leaves_nothing() {
         assert!(matches!(refused, Err(UninstallError::Running(_))), "{refused:?}");
         daemon.mirror.stop().await;
         let removed = remove().await.unwrap();
-        assert_eq!(removed, Removed { sets: 2, pools: 2, lease: true });
+        assert_eq!(removed, Removed { sets: 2, pools: 2, lease: true, labels: false });
         assert!(present(&api, Group::Native).is_empty() && pools(&api, Group::Native).is_empty());
         assert_eq!(api.kubectl(&["get", "leases", "-n", "tieline-system", "-o", "name"]), "");
     });
