@@ -58,6 +58,11 @@ pub use status::MirrorStatus;
 pub use wanted::{Input, Modes};
 pub use writer::{Mirror, Place};
 
+/// Whether a value can be that of a set's label.
+pub fn is_label_value(value: &str) -> bool {
+    labels::is_value(value)
+}
+
 /// The sets that are written for Felix, as identities of the local cluster.
 pub fn mirrored_sets(objects: &PolicyObjects) -> Vec<Identity> {
     let sets = objects.0.iter().filter_map(|((kind, name), object)| match &**object {
