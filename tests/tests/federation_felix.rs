@@ -203,9 +203,13 @@ fn switches_are_live(world: &Federated) {
     app.configure("[felix]\nmirror = 'off'\n");
     world.until("mirror = off takes the sets away", || sets(app).is_empty());
     assert_eq!(pools(app), ["10.20.0.0/24"]);
+    world.until("half of it is told", || felix(app)["reason"] == "felix.mirror is off");
     app.configure("[felix]\nmirror = 'off'\npools = 'off'\n");
     world.until("pools = off takes the pools away", || pools(app).is_empty());
-    world.until("off is told", || felix(app)["reason"] == "felix.mirror and felix.pools are off");
+    world.until("off is told", || {
+        let felix = felix(app);
+        felix["state"] == "off" && felix["reason"] == "felix.mirror and felix.pools are off"
+    });
     let text = app.status_text();
     assert!(text.contains("felix.mirror and felix.pools are off"), "{text}");
     app.configure("");

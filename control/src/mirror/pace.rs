@@ -39,8 +39,8 @@ pub struct Pace {
     granted: usize,
     /// Whether a burst was spent and is not made up for.
     in_debt: bool,
-    /// Steady writes since changes were last counted.
-    since_changes: f64,
+    /// Steady writes that no changes are counted against.
+    uncounted: f64,
     at: Instant,
     not_before: Instant,
 }
@@ -48,14 +48,7 @@ pub struct Pace {
 impl Pace {
     /// As after a quiet time.
     pub fn new(now: Instant) -> Self {
-        Self {
-            writes: BURST,
-            granted: 0,
-            in_debt: false,
-            since_changes: 0.0,
-            at: now,
-            not_before: now,
-        }
+        Self { writes: BURST, granted: 0, in_debt: false, uncounted: 0.0, at: now, not_before: now }
     }
 
     fn rate(&self) -> f64 {
@@ -64,7 +57,7 @@ impl Pace {
 
     fn refill(&mut self, now: Instant) {
         let steady = now.saturating_duration_since(self.at).as_secs_f64() * self.rate();
-        self.since_changes += steady;
+        self.uncounted = (self.uncounted + steady).min(BURST);
         self.writes = self.writes.max((self.writes + steady).min(BURST));
         self.in_debt &= self.writes < BURST / 2.0;
         self.at = now;
@@ -75,8 +68,9 @@ impl Pace {
         self.refill(now);
         // The first hundred a second are what the steady rate is for.
         let share = if self.in_debt { PER_CHANGE * IN_DEBT } else { PER_CHANGE };
-        let beyond = (count as f64 * share - self.since_changes).max(0.0);
-        self.since_changes = 0.0;
+        self.uncounted -= count as f64 * share;
+        let beyond = (-self.uncounted).max(0.0);
+        self.uncounted = self.uncounted.max(0.0);
         self.writes = self.writes.max((self.writes + beyond).min(MOST));
     }
 
@@ -133,8 +127,10 @@ mod tests {
         let mut writes = vec![0; minutes as usize];
         for at in 0..minutes * 60 * 50 {
             let now = start + Duration::from_millis(20 * at);
-            if at % 5 == 0 {
-                pace.changes(changes / 10, now);
+            // They come in bunches of all sizes.
+            if at % 40 == 0 {
+                let bunch = [2, 5, 9, 0][(at / 40 % 4) as usize];
+                pace.changes(changes * 8 * bunch / 40, now);
             }
             if pace.ready(false, now).is_ok() {
                 pace.spend(false, now);

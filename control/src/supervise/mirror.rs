@@ -12,7 +12,7 @@ use crate::cluster::kubernetes::{self, Access, Fingerprint, Options};
 use crate::derive::Derived;
 use crate::federation::{Datastore, FederationConfig, FederationStatus, RemoteState, StalePolicy};
 use crate::mirror::object::Storage;
-use crate::mirror::{Input, Mirror, MirrorStatus, Modes, Place, checks};
+use crate::mirror::{Input, Mirror, MirrorStatus, Modes, Place, checks, same_but_ours};
 use crate::state::{ClusterId, Condition, Severity};
 
 /// Between two attempts to begin.
@@ -130,7 +130,8 @@ impl Mirroring {
         let new = Input { derived: derived.clone(), unknown, remotes, storage };
         self.input.send_if_modified(|input| {
             let same = input.as_ref().is_some_and(|old| {
-                Arc::ptr_eq(&old.derived, &new.derived)
+                (Arc::ptr_eq(&old.derived, &new.derived)
+                    || same_but_ours(&old.derived.world, &new.derived.world))
                     && old.unknown == new.unknown
                     && old.storage == new.storage
                     && states(old) == states(&new)
@@ -169,10 +170,17 @@ impl Mirroring {
             status.state = "off".to_owned();
             status.reason = Some(error.clone());
         }
-        let modes = *self.modes.borrow();
-        if !modes.mirror && !modes.pools {
-            status.reason = Some("felix.mirror and felix.pools are off".to_owned());
-        }
+        let Modes { mirror, pools } = *self.modes.borrow();
+        let off = match (mirror, pools) {
+            (true, true) => return Some(status),
+            (false, false) => {
+                status.state = "off".to_owned();
+                "felix.mirror and felix.pools are off"
+            }
+            (false, true) => "felix.mirror is off",
+            (true, false) => "felix.pools is off",
+        };
+        status.reason.get_or_insert_with(|| off.to_owned());
         Some(status)
     }
 

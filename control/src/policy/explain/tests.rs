@@ -408,6 +408,7 @@ fn mirrored(address: &str, labels: Value) -> Derived {
     let mut derived = derived();
     let mut labels = labels;
     labels["tieline/remote-cluster"] = json!("db");
+    labels["projectcalico.org/namespace"] = json!("a");
     let set = json!({
         "apiVersion": "projectcalico.org/v3", "kind": "GlobalNetworkSet",
         "metadata": {"name": "tieline-db-0", "labels": labels},
