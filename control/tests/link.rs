@@ -178,7 +178,9 @@ fn creates_adopts_and_removes_the_gateway() {
     node.ip("link set tieline0 mtu 1300 down");
     node.ip("link set tieline1 address 02:00:00:00:00:99");
     node.ip("address add 10.9.9.9/24 dev tieline0");
+    assert!(node.run(async || first.is_open()));
     node.set("ipv4/conf/tieline0/rp_filter", "1");
+    assert!(!node.run(async || first.is_open()));
     node.set("ipv4/ip_forward", "1");
     node.set("ipv4/conf/tieline0/forwarding", "0");
     let second = node.run(async || {

@@ -146,7 +146,8 @@ fn cluster(columns: &mut Columns, name: &str, cluster: &serde_json::Value) {
         text("overlay_reason"),
     ]);
     let kinds = cluster["objects"].as_object().into_iter().flatten();
-    let kinds: Vec<_> = kinds.map(|(kind, count)| format!("{count} {kind}")).collect();
+    let mut kinds: Vec<_> = kinds.map(|(kind, count)| format!("{count} {kind}")).collect();
+    kinds.extend(cluster["calico_group"].as_str().map(|group| format!("Calico's in {group}")));
     if !kinds.is_empty() {
         columns.note(&kinds.join(", "));
     }
@@ -161,8 +162,11 @@ fn felix(felix: &serde_json::Value) -> Columns {
     let text = |key: &str| felix.get(key).and_then(serde_json::Value::as_str);
     if let Some(state) = text("state") {
         let reason = text("reason").unwrap_or_default();
-        columns.row(["state", &format!("{state} {reason}")]);
+        columns.row(["state", format!("{state} {reason}").trim_end()]);
         columns.row(["writer", text("writer").unwrap_or("nobody")]);
+    }
+    if let Some(storage) = text("storage") {
+        columns.row(["written to", storage]);
     }
     if let Some(at) = text("last_write") {
         let waiting = felix.get("waiting").and_then(serde_json::Value::as_u64).unwrap_or(0);

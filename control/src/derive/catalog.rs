@@ -13,7 +13,8 @@ use std::sync::Arc;
 use tieline_dataplane::addr::Addr;
 
 use crate::map::Map;
-use crate::policy::api::{PolicyKind, PolicyObjects};
+use crate::mirror::is_ours;
+use crate::policy::api::{PolicyKind, PolicyObject, PolicyObjects};
 use crate::policy::compile::{Population, View, ViewId};
 use crate::resolve::claims::Claims;
 use crate::resolve::identity::{self, Inherited};
@@ -215,7 +216,12 @@ fn same_sets(old: &ClusterObjects, new: &ClusterObjects) -> bool {
             *kind == PolicyKind::NetworkSet && name.namespace == namespace
         })
     };
-    let sets = old.policy.0.diff(&new.policy.0).all(|((kind, _), ..)| !is_set(*kind));
+    let counts = |set: Option<&Arc<PolicyObject>>| set.is_some_and(|set| !is_ours(set));
+    let sets = old
+        .policy
+        .0
+        .diff(&new.policy.0)
+        .all(|((kind, _), before, after)| !is_set(*kind) || !counts(before) && !counts(after));
     sets && old
         .namespaces
         .diff(&new.namespaces)

@@ -103,6 +103,16 @@ pub struct Gateway {
     pub adopted: bool,
 }
 
+impl Gateway {
+    /// Whether the kernel takes what comes out of it, whichever way the answer
+    /// goes. Who writes settings of new devices may do so after us, and of that
+    /// no event tells.
+    pub fn is_open(&self) -> bool {
+        let filter = sysctl::read(&format!("ipv4/conf/{}/rp_filter", self.device));
+        filter.is_none_or(|filter| filter == LOOSE)
+    }
+}
+
 /// What to do about the two devices.
 #[derive(Debug, PartialEq, Eq)]
 enum Plan {
@@ -192,13 +202,18 @@ fn host_length(ip: IpAddr) -> u8 {
     if ip.is_ipv4() { 32 } else { 128 }
 }
 
+/// Of `rp_filter`: a source is fine if there is a route to it at all. The kernel
+/// takes the greater of a device's and that for all devices, so 0 may mean
+/// strict.
+const LOOSE: &str = "2";
+
 /// Settings of both ends. They are written before the devices are up, so that
 /// no address is made and no router asked for.
 fn settings(spec: &GatewaySpec) -> Result<(), LinkError> {
     let (device, peer) = (&spec.device, &spec.peer);
     // The way back to an address behind the gateway need not be the gateway:
     // a remote's range may be routed elsewhere for a moment.
-    sysctl::ensure(&format!("ipv4/conf/{device}/rp_filter"), "2")?;
+    sysctl::ensure(&format!("ipv4/conf/{device}/rp_filter"), LOOSE)?;
     sysctl::ensure(&format!("ipv4/conf/{device}/send_redirects"), "0")?;
     // A node that forwards may still have new devices that don't.
     if sysctl::read("ipv4/ip_forward").as_deref() == Some("1") {

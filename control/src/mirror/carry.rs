@@ -9,12 +9,14 @@ use tracing::warn;
 
 use super::api::{self, Failure};
 use super::object::{self, Storage, Written};
-use super::pace::SAME_SET;
+use super::pace::{GONE, SAME_SET};
 use super::sets::{Plan, Write};
 use super::writer::{Held, Task, wait};
 
 /// Writes between two looks at everything else.
 const SLICE: usize = 16;
+/// How long a write that can wait does so while there are more urgent ones.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 impl Task {
     pub(super) async fn write_sets(&mut self) -> Option<Instant> {
@@ -43,7 +45,7 @@ impl Task {
         let mut wake: Option<Instant> = None;
         let mut wake_at = |at: Instant| wake = Some(wake.map_or(at, |other| other.min(at)));
         let mut made = 0;
-        for (_, name) in &order {
+        for (since, name) in &order {
             let now = Instant::now();
             if made == SLICE || !self.election.holds(now) {
                 wake_at(now);
@@ -56,9 +58,17 @@ impl Task {
                 wake_at(at);
                 continue;
             }
+            let can_wait = *since + PATIENCE > now && plan.can_wait(name, &wanted.gone);
+            if can_wait && *since + GONE > now {
+                wake_at(*since + GONE);
+                continue;
+            }
             let Some(write) = plan.next(name) else { continue };
-            if let Err(at) = leading.pace.ready(now) {
+            if let Err(at) = leading.pace.ready(can_wait, now) {
                 wake_at(at);
+                if can_wait {
+                    continue;
+                }
                 break;
             }
             let seen = leading.sets.seen(name).cloned();
@@ -83,6 +93,10 @@ impl Task {
         }
         let leading = self.leading.as_mut()?;
         leading.waiting = plan.differing().len() + refused_count;
+        if leading.waiting == 0 {
+            leading.pace.settled();
+            leading.trails = false;
+        }
         leading.wanted = Some(wanted);
         wake
     }
@@ -109,7 +123,7 @@ impl Task {
                 wake = Some(wake.map_or(until, |other: Instant| other.min(until)));
                 continue;
             }
-            if let Err(at) = leading.pace.ready(now) {
+            if let Err(at) = leading.pace.ready(false, now) {
                 return Some(at);
             }
             if !self.election.holds(now) {

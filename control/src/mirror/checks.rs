@@ -67,8 +67,8 @@ pub fn named_ports(derived: &Derived) -> Vec<Condition> {
 
 fn named_port(policy: &Policy, remote: &[&Identity]) -> Option<Condition> {
     let egress = policy.egress.as_ref()?;
-    let mut rules = egress.iter().enumerate().filter(|(_, rule)| rule.action != Action::Log);
-    let (place, name) = rules.find_map(|(place, rule)| {
+    let mut rules = egress.iter().filter(|rule| rule.action != Action::Log);
+    let (place, name) = rules.find_map(|rule| {
         let peer = &rule.destination;
         let names = peer.ports.iter().chain(&peer.not_ports).filter_map(|port| match port {
             PortMatch::Named(name) => Some(name),
@@ -80,7 +80,7 @@ fn named_port(policy: &Policy, remote: &[&Identity]) -> Option<Condition> {
                 && selects(peer, it)
         };
         let found = !names.is_empty() && remote.iter().any(|it| fits(&it));
-        found.then(|| (place, names[0].clone()))
+        found.then(|| (rule.origin + 1, names[0].clone()))
     })?;
     let kind = match policy.source {
         PolicySource::KubernetesNetworkPolicy => "KubernetesNetworkPolicy",

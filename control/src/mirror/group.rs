@@ -302,6 +302,25 @@ mod tests {
     }
 
     #[test]
+    fn what_must_not_be_there_is_written_where_it_is() {
+        let pods = [
+            pod("a", "1", "10.1.0.1", &[("app", "pg"), ("team", "t")]),
+            pod("a", "2", "10.1.0.2", &[("app", "pg")]),
+            pod("a", "3", "10.1.0.3", &[("app", "pg"), ("team", "u")]),
+        ];
+        let always = "app=pg,namespace=other,orchestrator=k8s";
+        let sets = |selector: &str| group(&["app == 'pg'", selector], &pods);
+        let with = |team: &str| format!("{always},team={team}");
+        assert_eq!(sets("!has(team)"), [(always.to_owned(), 1), (with("other"), 2)]);
+        assert_eq!(sets("!(has(team))"), sets("!has(team)"));
+        assert_eq!(sets("team != 't'"), [(always.to_owned(), 2), (with("t"), 1)]);
+        let not_in = sets("team not in {'t', 'u'}");
+        assert_eq!(not_in, [(always.to_owned(), 1), (with("t"), 2)]);
+        let not_like = sets("!(team starts with 't')");
+        assert_eq!(not_like, [(always.to_owned(), 2), (with("t"), 1)]);
+    }
+
+    #[test]
     fn a_label_that_cannot_be_written_matches_less_never_more() {
         let long = "v".repeat(70);
         let pods = [pod("a", "1", "10.1.0.1", &[("app", "pg"), ("team", &long)])];

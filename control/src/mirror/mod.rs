@@ -32,7 +32,7 @@
 use std::sync::Arc;
 
 use crate::policy::api::{PolicyKind, PolicyObject, PolicyObjects};
-use crate::state::{ClusterId, Identity, IdentityKind};
+use crate::state::{ClusterId, ClusterObjects, Identity, IdentityKind, World};
 
 mod announce;
 mod api;
@@ -60,11 +60,33 @@ pub use status::MirrorStatus;
 pub use wanted::{Input, Modes};
 pub use writer::{Mirror, Place};
 
+/// Whether an object is one that is written for Felix.
+pub fn is_ours(object: &PolicyObject) -> bool {
+    matches!(object, PolicyObject::NetworkSet(set) if set.labels.contains_key(OWNER))
+}
+
+/// Whether nothing is different between two states of the world but what is
+/// written for Felix, from which nothing follows.
+pub fn same_but_ours(old: &World, new: &World) -> bool {
+    let theirs = |object: Option<&Arc<PolicyObject>>| object.is_some_and(|it| !is_ours(it));
+    let mut policy = old.local.policy.0.diff(&new.local.policy.0);
+    let rest = |of: &World| {
+        let local = ClusterObjects { policy: PolicyObjects::default(), ..(*of.local).clone() };
+        World { local: Arc::new(local), ..of.clone() }
+    };
+    !policy.any(|(_, before, after)| theirs(before) || theirs(after)) && rest(old) == rest(new)
+}
+
+/// Whether a value can be that of a set's label.
+pub fn is_label_value(value: &str) -> bool {
+    labels::is_value(value)
+}
+
 /// The sets that are written for Felix, as identities of the local cluster.
 pub fn mirrored_sets(objects: &PolicyObjects) -> Vec<Identity> {
     let sets = objects.0.iter().filter_map(|((kind, name), object)| match &**object {
         PolicyObject::NetworkSet(set)
-            if *kind == PolicyKind::GlobalNetworkSet && set.labels.contains_key(OWNER) =>
+            if *kind == PolicyKind::GlobalNetworkSet && is_ours(object) =>
         {
             Some(Identity {
                 cluster: ClusterId::Local,
@@ -79,4 +101,43 @@ pub fn mirrored_sets(objects: &PolicyObjects) -> Vec<Identity> {
         _ => None,
     });
     sets.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::policy::api::parse;
+
+    #[test]
+    fn our_own_writes_are_no_news() {
+        let world = |local| World {
+            node: "n".to_owned(),
+            include_local_vteps: false,
+            local: Arc::new(local),
+            remotes: BTreeMap::new(),
+        };
+        let with = |owner: Option<&str>, net: &str| {
+            let labels = owner.map_or(json!({}), |name| json!({ OWNER: name }));
+            let set = json!({
+                "apiVersion": "projectcalico.org/v3", "kind": "GlobalNetworkSet",
+                "metadata": {"name": "s", "labels": labels}, "spec": {"nets": [net]},
+            });
+            let (name, set) = parse(PolicyKind::GlobalNetworkSet, &set).unwrap();
+            let mut local = ClusterObjects::default();
+            local.policy.0.insert((PolicyKind::GlobalNetworkSet, name), Arc::new(set));
+            world(local)
+        };
+        let nothing = world(ClusterObjects::default());
+        let (ours, other) = (with(Some("db"), "10.0.0.1/32"), with(Some("db"), "10.0.0.2/32"));
+        assert!(same_but_ours(&ours, &other) && same_but_ours(&nothing, &ours));
+        assert!(!same_but_ours(&with(None, "10.0.0.1/32"), &with(None, "10.0.0.2/32")));
+        assert!(!same_but_ours(&nothing, &with(None, "10.0.0.1/32")));
+        let mut pods = other.clone();
+        Arc::make_mut(&mut pods.local).uid = Some("u".to_owned());
+        assert!(!same_but_ours(&ours, &pods));
+    }
 }

@@ -7,14 +7,19 @@
 //! - so a selector that matches rightly at the start does so after every
 //!   write: no address is absent for a moment, and none is there too early.
 //!
-//! That follows from one rule: an address leaves a set only when every set that
+//! A selector that is new does not match rightly at the start: Felix sees the
+//! policy when we do. Most match too little, until the sets have the labels that
+//! they ask for; one that asks for a label not to be there may match too much.
+//! Nothing that is written later can help that, so it is told.
+//!
+//! The promises follow from one rule: an address leaves a set only when every set that
 //! is to hold it does hold it. A set's name follows from its labels, so a set
 //! never changes its labels, unless somebody else has changed them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use ahash::HashMap;
+use ahash::{HashMap, HashSet};
 use sha1::{Digest, Sha1};
 use tieline_dataplane::addr::Prefix;
 
@@ -194,6 +199,20 @@ impl<'a> Plan<'a> {
             return None;
         }
         (next != *present).then_some(Write::Put(next))
+    }
+
+    /// Whether all that is wrong with a set is that it holds addresses which
+    /// nobody has any more.
+    pub fn can_wait(&self, name: &str, gone: &HashSet<Prefix>) -> bool {
+        let Some(present) = self.existing.get(name) else { return false };
+        let nothing = BTreeSet::new();
+        let wanted = match self.wanted.get(name) {
+            Some(wanted) if wanted.labels == present.labels => &wanted.nets,
+            Some(_) => return false,
+            None => &nothing,
+        };
+        wanted.is_subset(&present.nets)
+            && present.nets.difference(wanted).all(|net| gone.contains(net))
     }
 
     /// Whether nothing is lacking but in sets of which somebody has changed the

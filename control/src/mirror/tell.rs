@@ -45,6 +45,20 @@ fn tell_writer(leading: &Leading, status: &mut MirrorStatus) {
     status.pools = leading.pools.objects.keys().cloned().collect();
     status.waiting = leading.waiting;
     status.conditions.extend(leading.wanted.iter().flat_map(|it| it.conditions.iter().cloned()));
+    if leading.trails && leading.waiting > 0 {
+        status.conditions.push(Condition {
+            severity: Severity::Warning,
+            cluster: ClusterId::Local,
+            object: Written::Set.kind().to_owned(),
+            message: format!(
+                "policies have changed, and {} sets are still to follow: until then, rules that \
+                 ask for a label not to be there or not to have a value (!has, !=, not in) may \
+                 match remote endpoints in Felix that they should not; where that matters, stage \
+                 such a policy first: sets follow staged policies too",
+                leading.waiting
+            ),
+        });
+    }
     for ((kind, name), held) in &leading.held {
         let Some(reason) = &held.reason else { continue };
         status.conditions.push(local(format!("{} {name}", kind.kind()), reason.to_string()));

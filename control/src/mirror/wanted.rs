@@ -3,6 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use ahash::HashSet;
+use tieline_dataplane::addr::Prefix;
+
 use super::group::Grouper;
 use super::object::{Storage, owner};
 use super::pools::{self, Pools};
@@ -48,6 +51,9 @@ pub struct Wanted {
     pub conditions: Vec<Condition>,
     /// What somebody has asked for, as opposed to what pods do.
     pub asked: Asked,
+    /// Addresses in existing sets that nobody in their remote cluster has any
+    /// more.
+    pub gone: HashSet<Prefix>,
 }
 
 /// What changes when somebody changes policies or remote clusters.
@@ -55,6 +61,16 @@ pub struct Wanted {
 pub struct Asked {
     selectors: BTreeSet<Selector>,
     clusters: BTreeSet<Arc<str>>,
+}
+
+impl Asked {
+    /// Whether a policy that is new since `before` asks for a label not to be
+    /// there, or not to have a value. Felix sees the policy before sets that
+    /// have no such label yet follow, so it matches too much for as long.
+    pub fn denies_labels_since(&self, before: &Self) -> bool {
+        let mut new = self.selectors.difference(&before.selectors);
+        new.any(|selector| selector.questions().iter().any(|question| question.answer(None)))
+    }
 }
 
 /// Works out the objects that are to exist, near to those that do.
@@ -76,6 +92,7 @@ pub fn work_out(
         wanted.conditions.extend(groups.inexpressible.iter().map(group::Inexpressible::condition));
         wanted.conditions.extend(checks::named_ports(derived));
         wanted.asked.selectors = selectors;
+        wanted.gone = gone(derived, existing.0, &wanted.sets);
     }
     if modes.pools {
         let (pools, conditions) = pools::wanted(&derived.world);
@@ -95,16 +112,38 @@ pub fn work_out(
     wanted
 }
 
+/// Addresses that are to leave sets and that no identity has. Those of a remote
+/// cluster that was left are not among them: somebody waits for that.
+fn gone(derived: &Derived, existing: &Sets, wanted: &Sets) -> HashSet<Prefix> {
+    let remotes: BTreeSet<Arc<str>> = derived.world.remotes.keys().map(|it| owner(it)).collect();
+    let mut gone = HashSet::default();
+    for (name, set) in existing.iter().filter(|(_, set)| remotes.contains(&set.cluster)) {
+        match wanted.get(name) {
+            Some(wanted) => gone.extend(set.nets.difference(&wanted.nets)),
+            None => gone.extend(&set.nets),
+        }
+    }
+    if !gone.is_empty() {
+        for net in derived.identities().iter().flat_map(|identity| &identity.nets) {
+            gone.remove(net);
+        }
+    }
+    gone
+}
+
 impl Wanted {
     /// How many addresses have come to sets or left them since `before`.
     pub fn changes_since(&self, before: &Self) -> usize {
         let none = BTreeSet::new();
         let gone = before.sets.keys().filter(|name| !self.sets.contains_key(*name));
-        let changed = self.sets.keys().chain(gone).map(|name| {
+        let mut changed: HashSet<Prefix> = HashSet::default();
+        for name in self.sets.keys().chain(gone) {
             let now = self.sets.get(name).map_or(&none, |set| &set.nets);
             let before = before.sets.get(name).map_or(&none, |set| &set.nets);
-            if now == before { 0 } else { now.symmetric_difference(before).count() }
-        });
-        changed.sum()
+            if now != before {
+                changed.extend(now.symmetric_difference(before));
+            }
+        }
+        changed.len()
     }
 }

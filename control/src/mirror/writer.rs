@@ -27,13 +27,17 @@ use super::owned::Owned;
 use super::pace::Pace;
 use super::pools::Pool;
 use super::report::Reporter;
-use super::sets::Set;
+use super::sets::{Plan, Set};
 use super::status::MirrorStatus;
 use super::wanted::{Asked, Input, Modes, Wanted, work_out};
 use super::{checks, tell};
 
 /// Changes of the world within this time are one change.
 const GATHER: Duration = Duration::from_millis(50);
+/// How often as long as it takes to work out what is wanted, to rest before
+/// doing so again: many pods take a moment, and unrest of theirs is no reason to
+/// work on it all the time.
+const REST: u32 = 4;
 /// When to look again for what is not there, or not allowed.
 pub(super) const LOOK_AGAIN: Duration = Duration::from_secs(30);
 /// Longest wait after failures of the API.
@@ -42,8 +46,9 @@ const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// Where the mirror writes, and who it is.
 #[derive(Clone)]
 pub struct Place {
-    /// Client of the local cluster's API.
-    pub client: kube::Client,
+    /// Client of the local cluster's API; another when it is reached in
+    /// another way.
+    pub client: watch::Receiver<kube::Client>,
     /// The daemon's own namespace: the Lease is there.
     pub namespace: String,
     /// The node.
@@ -101,6 +106,7 @@ pub(super) struct Held {
 
 pub(super) struct Task {
     pub(super) requests: Requests,
+    clients: watch::Receiver<kube::Client>,
     modes: watch::Receiver<Modes>,
     input: watch::Receiver<Option<Input>>,
     told: watch::Sender<Arc<MirrorStatus>>,
@@ -129,8 +135,13 @@ pub(super) struct Leading {
     grouper: Grouper,
     pub(super) wanted: Option<Wanted>,
     asked: Asked,
+    /// Whether sets still have to follow a policy that may match too much until
+    /// they have.
+    pub(super) trails: bool,
     /// When what is wanted is to be worked out again.
     due: Option<Instant>,
+    /// Not before this moment.
+    rested: Instant,
     pub(super) pace: Pace,
     pub(super) failures: u32,
     pub(super) held: HashMap<(Written, String), Held>,
@@ -154,7 +165,9 @@ impl Leading {
             grouper: Grouper::default(),
             wanted: None,
             asked: Asked::default(),
+            trails: false,
             due: Some(now),
+            rested: now,
             pace: Pace::new(now),
             failures: 0,
             held: HashMap::default(),
@@ -180,16 +193,17 @@ impl Task {
         input: watch::Receiver<Option<Input>>,
         told: watch::Sender<Arc<MirrorStatus>>,
     ) -> Self {
-        let requests = Requests { client: place.client, namespace: place.namespace };
+        let mut clients = place.client;
+        let client = clients.borrow_and_update().clone();
+        let requests = Requests { client, namespace: place.namespace };
         let (sender, events) = mpsc::channel(256);
-        let only = watcher::Config::default().fields(&format!("metadata.name={LEASE}"));
-        let stream = watcher(requests.leases(), only).boxed();
-        let lease_watch = tokio::spawn(follow_lease(stream, sender.clone()));
+        let lease_watch = watch_lease(&requests, &sender);
         // A restarted daemon is another one: the old one may not be dead yet.
         let unique = std::process::id() ^ subsecond();
         let election = Election::new(format!("{}_{unique:08x}", place.node));
         Self {
             requests,
+            clients,
             modes,
             input,
             told,
@@ -222,6 +236,7 @@ impl Task {
                         self.take(event);
                     }
                 }
+                Ok(()) = self.clients.changed() => self.take_client(),
                 Ok(()) = self.input.changed() => self.work_out_soon(),
                 Ok(()) = self.modes.changed() => self.work_out_soon(),
                 () = tokio::time::sleep_until(wake.into()) => {}
@@ -234,6 +249,18 @@ impl Task {
             if let Err(failure) = released {
                 warn!(%failure, "the lease is not released; another daemon waits until it ends");
             }
+        }
+    }
+
+    /// Goes on with another client. What is followed is followed anew; we are
+    /// the same to others, so whoever writes goes on writing.
+    fn take_client(&mut self) {
+        info!("the local cluster's API is reached in another way from now on");
+        self.requests.client = self.clients.borrow_and_update().clone();
+        self.lease_watch.abort();
+        self.lease_watch = watch_lease(&self.requests, &self.sender);
+        if let Some(leading) = &mut self.leading {
+            *leading = Leading::new(Instant::now());
         }
     }
 
@@ -255,7 +282,8 @@ impl Task {
 
     fn work_out_soon(&mut self) {
         if let Some(leading) = &mut self.leading {
-            leading.due.get_or_insert_with(|| Instant::now() + GATHER);
+            let soon = (Instant::now() + GATHER).max(leading.rested);
+            leading.due.get_or_insert(soon);
         }
     }
 
@@ -426,6 +454,7 @@ impl Task {
     async fn work_out(&mut self, input: Input, modes: Modes) {
         let Some(leading) = &mut self.leading else { return };
         leading.due = None;
+        let begun = Instant::now();
         let mut grouper = std::mem::take(&mut leading.grouper);
         let (sets, pools) = (leading.sets.present(), leading.pools.present());
         let worked = tokio::task::spawn_blocking(move || {
@@ -434,18 +463,27 @@ impl Task {
         });
         let Ok((wanted, grouper)) = worked.await else { return };
         let now = Instant::now();
+        leading.rested = now + REST * (now - begun);
         leading.grouper = grouper;
         if let Some(before) = &leading.wanted {
             leading.pace.changes(wanted.changes_since(before), now);
         }
         if leading.asked != wanted.asked || leading.wanted.is_none() {
-            // A set made, and one taken away.
-            leading.pace.grant(2 * (wanted.sets.len() + leading.sets.objects.len()));
+            // Of each set at most one write that adds, and one that takes away.
+            let differing = Plan::new(leading.sets.present(), &wanted.sets).differing().len();
+            leading.pace.grant(2 * differing + wanted.pools.len() + leading.pools.objects.len());
+            leading.trails |= wanted.asked.denies_labels_since(&leading.asked);
             leading.asked = wanted.asked.clone();
         }
         leading.held.retain(|_, held| held.until > now);
         leading.wanted = Some(wanted);
     }
+}
+
+fn watch_lease(requests: &Requests, sender: &mpsc::Sender<Event>) -> JoinHandle<()> {
+    let only = watcher::Config::default().fields(&format!("metadata.name={LEASE}"));
+    let stream = watcher(requests.leases(), only).boxed();
+    tokio::spawn(follow_lease(stream, sender.clone()))
 }
 
 /// How long to wait after so many failures.

@@ -8,15 +8,17 @@ use tieline_config::Config;
 use tieline_config::schema::Told;
 use tokio::sync::watch;
 
-use crate::cluster::kubernetes::{self, Access, Options};
+use crate::cluster::kubernetes::{self, Access, Fingerprint, Options};
 use crate::derive::Derived;
 use crate::federation::{Datastore, FederationConfig, FederationStatus, RemoteState, StalePolicy};
 use crate::mirror::object::Storage;
-use crate::mirror::{Input, Mirror, MirrorStatus, Modes, Place, checks};
+use crate::mirror::{Input, Mirror, MirrorStatus, Modes, Place, checks, same_but_ours};
 use crate::state::{ClusterId, Condition, Severity};
 
 /// Between two attempts to begin.
 const RETRY: Duration = Duration::from_secs(10);
+/// How often it is looked whether the API is to be reached in another way.
+const LOOK: Duration = Duration::from_secs(5);
 /// Where a pod finds its own namespace.
 const NAMESPACE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/namespace";
 
@@ -29,8 +31,11 @@ pub(super) struct Mirroring {
     modes: watch::Sender<Modes>,
     input: watch::Sender<Option<Input>>,
     mirror: Option<Mirror>,
+    /// The mirror's client, and what it was made of.
+    client: Option<(watch::Sender<kube::Client>, Fingerprint)>,
     error: Option<String>,
-    retry: Instant,
+    /// When to look at what the API is reached with.
+    look: Instant,
 }
 
 fn modes(config: &Config) -> Modes {
@@ -51,8 +56,9 @@ impl Mirroring {
             modes: watch::channel(modes(config)).0,
             input: watch::channel(None).0,
             mirror: None,
+            client: None,
             error: None,
-            retry: Instant::now(),
+            look: Instant::now(),
         }
     }
 
@@ -61,30 +67,47 @@ impl Mirroring {
         self.modes.send_if_modified(|now| std::mem::replace(now, modes(config)) != *now);
     }
 
-    /// Begins, once it can.
+    /// Begins, once it can, and goes on with another client when the API is
+    /// reached in another way: with another authority, say.
     pub(super) async fn begin(&mut self) {
         let Some((access, options)) = &self.api else { return };
-        if self.mirror.is_some() || self.retry > Instant::now() {
+        if self.look > Instant::now() {
             return;
         }
-        match kubernetes::client(access, options).await {
-            Ok(client) => {
-                let namespace = std::fs::read_to_string(NAMESPACE).ok();
-                let namespace = namespace.map(|text| text.trim().to_owned());
-                let place = Place {
-                    client,
-                    namespace: namespace.unwrap_or_else(|| "tieline-system".to_owned()),
-                    node: self.node.clone(),
-                };
-                let (modes, input) = (self.modes.subscribe(), self.input.subscribe());
-                self.mirror = Some(Mirror::start(place, modes, input));
+        self.look = Instant::now() + LOOK;
+        let before = self.client.as_ref().map(|(_, made_of)| *made_of);
+        match kubernetes::client(access, options, before).await {
+            Ok(None) => {}
+            Ok(Some((client, made_of))) => {
                 self.error = None;
+                self.take(client, made_of);
             }
+            // A file that is being replaced says nothing for a moment.
+            Err(_) if self.mirror.is_some() => {}
             Err(error) => {
                 self.error = Some(error);
-                self.retry = Instant::now() + RETRY;
+                self.look = Instant::now() + RETRY;
             }
         }
+    }
+
+    fn take(&mut self, client: kube::Client, made_of: Fingerprint) {
+        if let Some((sender, before)) = &mut self.client {
+            *before = made_of;
+            sender.send_replace(client);
+            return;
+        }
+        let (sender, client) = watch::channel(client);
+        self.client = Some((sender, made_of));
+        let namespace = std::fs::read_to_string(NAMESPACE).ok();
+        let namespace = namespace.map(|text| text.trim().to_owned());
+        let place = Place {
+            client,
+            namespace: namespace.unwrap_or_else(|| "tieline-system".to_owned()),
+            node: self.node.clone(),
+        };
+        let (modes, input) = (self.modes.subscribe(), self.input.subscribe());
+        self.mirror = Some(Mirror::start(place, modes, input));
     }
 
     /// Tells what there is to be known, if any of it is new.
@@ -107,7 +130,8 @@ impl Mirroring {
         let new = Input { derived: derived.clone(), unknown, remotes, storage };
         self.input.send_if_modified(|input| {
             let same = input.as_ref().is_some_and(|old| {
-                Arc::ptr_eq(&old.derived, &new.derived)
+                (Arc::ptr_eq(&old.derived, &new.derived)
+                    || same_but_ours(&old.derived.world, &new.derived.world))
                     && old.unknown == new.unknown
                     && old.storage == new.storage
                     && states(old) == states(&new)
@@ -146,10 +170,17 @@ impl Mirroring {
             status.state = "off".to_owned();
             status.reason = Some(error.clone());
         }
-        let modes = *self.modes.borrow();
-        if !modes.mirror && !modes.pools {
-            status.reason = Some("felix.mirror and felix.pools are off".to_owned());
-        }
+        let Modes { mirror, pools } = *self.modes.borrow();
+        let off = match (mirror, pools) {
+            (true, true) => return Some(status),
+            (false, false) => {
+                status.state = "off".to_owned();
+                "felix.mirror and felix.pools are off"
+            }
+            (false, true) => "felix.mirror is off",
+            (true, false) => "felix.pools is off",
+        };
+        status.reason.get_or_insert_with(|| off.to_owned());
         Some(status)
     }
 

@@ -26,7 +26,7 @@ use anyhow::Context;
 use tieline_config::Config;
 use tieline_dataplane::flow::FlowTable;
 use tokio::sync::mpsc;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::admin::server::Server;
 use crate::admin::{Asked, Desk, Explained, Request};
@@ -203,7 +203,7 @@ impl Daemon {
     }
 
     /// What no event tells: workers that have ended, old tables to free, a
-    /// kernel's side that could not be set up.
+    /// kernel's side that could not be set up or has other settings.
     async fn tick(&mut self) -> anyhow::Result<()> {
         self.tables.collect();
         self.mirroring.begin().await;
@@ -211,6 +211,10 @@ impl Daemon {
         if let Some(dataplane) = &mut self.dataplane {
             dataplane.check().context("a worker has ended")?;
         } else if self.derived.is_some() && self.retry.is_due() {
+            self.reconcile(Changed::ALL).await;
+        }
+        if let Some(gateway) = self.gateway.as_ref().filter(|gateway| !gateway.is_open()) {
+            warn!(device = gateway.device, "rp_filter is strict, so answers may be dropped");
             self.reconcile(Changed::ALL).await;
         }
         report::age_flows(&self.flows, &self.live_flows);

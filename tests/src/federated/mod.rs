@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -297,6 +297,17 @@ impl Member {
         self.api.apply(&policy.to_string());
     }
 
+    /// `apiVersion` of Calico's objects.
+    pub fn calico_group(&self) -> &'static str {
+        self.group.api_version()
+    }
+
+    /// The plural of a kind of Calico's, with version and group.
+    pub fn calico(&self, plural: &str) -> String {
+        let (group, version) = self.calico_group().split_once('/').unwrap();
+        format!("{plural}.{version}.{group}")
+    }
+
     /// The plural of RemoteClusterConfiguration, with version and group.
     pub fn rcc_plural(&self) -> String {
         let (group, version) = self.rcc.split_once('/').unwrap();
@@ -308,21 +319,35 @@ impl Member {
 impl Member {
     /// Starts the daemon on its node, with the rights that are shipped.
     pub fn start_daemon(&self) {
-        let kubeconfig = self.renew_account();
-        let text = format!(
-            "node = '{}'\n[datastore]\nkind = 'kubernetes'\nkubeconfig = '{}'\n\
-             answer-timeout-seconds = 2\nsilence-timeout-seconds = 5\n\
-             [workers]\ncpus = '0'\nidle = 'sleep'\n[admin]\nsocket = '{}'\n",
-            self.node().name,
-            kubeconfig.display(),
-            self.socket().display()
-        );
-        let config = self.dir.join("tieline.toml");
-        fs::write(&config, text).unwrap();
+        self.renew_account();
+        let config = self.configure("");
         let mut command = Command::new(tieline());
         command.arg("run").arg("--config").arg(&config);
         let name = format!("{}-daemon-{}", self.name, self.starts.replace_with(|count| *count + 1));
         *self.daemon.borrow_mut() = Some(self.node().netns.spawn(&name, command).unwrap());
+    }
+
+    /// Writes the daemon's configuration, with `more` at its end. One that runs
+    /// takes it over.
+    pub fn configure(&self, more: &str) -> PathBuf {
+        let text = format!(
+            "node = '{}'\n[datastore]\nkind = 'kubernetes'\nkubeconfig = '{}'\n\
+             answer-timeout-seconds = 2\nsilence-timeout-seconds = 5\n\
+             [workers]\ncpus = '0'\nidle = 'sleep'\n[admin]\nsocket = '{}'\n{more}",
+            self.node().name,
+            access::account_path(&self.api, "tieline-system", "tieline").display(),
+            self.socket().display()
+        );
+        let config = self.dir.join("tieline.toml");
+        fs::write(&config, text).unwrap();
+        config
+    }
+
+    /// What `tieline uninstall` does, with an admin's rights.
+    pub fn uninstall(&self) -> Output {
+        let mut command = Command::new(tieline());
+        command.args(["uninstall", "--kubeconfig"]).arg(self.api.admin());
+        self.api.netns().output("uninstall", command, PATIENCE).unwrap()
     }
 
     /// Writes the daemon's kubeconfig anew.

@@ -55,11 +55,17 @@ current-context: tigera-federation-remote-cluster-ctx
     )
 }
 
+/// Where [`account_kubeconfig`] puts its file.
+pub fn account_path(cluster: &ApiCluster, namespace: &str, account: &str) -> PathBuf {
+    cluster.dir().join(format!("account-{namespace}-{account}")).join("kubeconfig")
+}
+
 /// A kubeconfig file of a service account, with a token that lives for hours.
 pub fn account_kubeconfig(cluster: &ApiCluster, namespace: &str, account: &str) -> PathBuf {
     let token = cluster.kubectl(&["-n", namespace, "create", "token", account, "--duration=8h"]);
-    let folder = cluster.dir().join(format!("account-{namespace}-{account}"));
-    fs::create_dir_all(&folder).unwrap();
+    let path = account_path(cluster, namespace, account);
+    let folder = path.parent().unwrap();
+    fs::create_dir_all(folder).unwrap();
     let (token, url) = (token.trim(), cluster.url());
     // As kubelet gives them to a pod.
     fs::write(folder.join("token"), token).unwrap();
@@ -73,7 +79,6 @@ pub fn account_kubeconfig(cluster: &ApiCluster, namespace: &str, account: &str) 
          contexts: [{{name: {account}, context: {{cluster: c, user: {account}}}}}]\n",
         ca.display()
     );
-    let path = folder.join("kubeconfig");
     fs::write(&path, text).unwrap();
     path
 }

@@ -6,25 +6,28 @@ use tieline_tests::kube::access::{keep, narrow, restore};
 
 use super::*;
 
-fn says(status: &MirrorStatus, words: &str) -> bool {
+/// How long the server is gone.
+const OUTAGE: Duration = Duration::from_secs(60);
+
+pub(super) fn says(status: &MirrorStatus, words: &str) -> bool {
     status.conditions.iter().any(|it| format!("{} {}", it.object, it.message).contains(words))
 }
 
 /// A daemon that can be killed: it has a runtime of its own.
-struct Killable {
+pub(super) struct Killable {
     daemon: Option<Daemon>,
     runtime: Option<tokio::runtime::Runtime>,
 }
 
 impl Killable {
-    fn start(kubeconfig: &Path, node: &str, state: &State) -> Self {
+    pub(super) fn start(kubeconfig: &Path, node: &str, state: &State) -> Self {
         let mut runtime = tokio::runtime::Builder::new_multi_thread();
         let runtime = runtime.worker_threads(1).enable_all().build().unwrap();
         let daemon = runtime.block_on(Daemon::start(kubeconfig, node, state));
         Self { daemon: Some(daemon), runtime: Some(runtime) }
     }
 
-    fn daemon(&self) -> &Daemon {
+    pub(super) fn daemon(&self) -> &Daemon {
         self.daemon.as_ref().unwrap()
     }
 
@@ -33,7 +36,7 @@ impl Killable {
         self.daemon = None;
     }
 
-    fn until(&self, what: &str, wanted: impl Fn(&MirrorStatus) -> bool) {
+    pub(super) fn until(&self, what: &str, wanted: impl Fn(&MirrorStatus) -> bool) {
         let begun = Instant::now();
         while !wanted(&self.daemon().status()) {
             assert!(begun.elapsed() < PATIENCE, "{what}: {:?}", self.daemon().status());
@@ -42,7 +45,7 @@ impl Killable {
     }
 }
 
-fn settled(api: &ApiCluster, what: &str, state: &State) {
+pub(super) fn settled(api: &ApiCluster, what: &str, state: &State) {
     let begun = Instant::now();
     loop {
         let (now, wanted) = (present(api, Group::Storage), state.wanted());
@@ -58,7 +61,7 @@ fn settled(api: &ApiCluster, what: &str, state: &State) {
     }
 }
 
-fn writes(status: &MirrorStatus) -> bool {
+pub(super) fn writes(status: &MirrorStatus) -> bool {
     status.state == "writing" && status.waiting == 0
 }
 
@@ -237,4 +240,70 @@ fn statuses_are_told_and_an_uninstall_leaves_nothing() {
         assert!(present(&api, Group::Native).is_empty() && pools(&api, Group::Native).is_empty());
         assert_eq!(api.kubectl(&["get", "leases", "-n", "tieline-system", "-o", "name"]), "");
     });
+}
+
+/// A minute without the server, in which two daemons stand by; then somebody
+/// else has the lease for a while.
+#[test]
+fn an_outage_of_a_minute_and_a_lost_lease() {
+    let Some(program) = program() else { return };
+    let lab = Lab::new("mirror-outage").unwrap();
+    let (mut api, kubeconfig) = ready(&lab, program, Group::Storage);
+    let netns = api.netns().clone();
+    let run = || {
+        let mut state = example();
+        let a = Killable::start(&kubeconfig, "node-a", &state);
+        a.until("a writes", writes);
+        let b = Killable::start(&kubeconfig, "node-b", &state);
+        b.until("b stands by", |it| it.state == "standby" && it.writer.is_some());
+        let before = a.daemon().status().writes;
+
+        let begun = Instant::now();
+        api.kill();
+        // Pods come and go meanwhile.
+        let mut number = 40;
+        while begun.elapsed() < OUTAGE {
+            number += 1;
+            state.pod(1, number, "pg");
+            state.pods.remove(&(2, number - 40));
+            a.daemon().set(&state);
+            b.daemon().set(&state);
+            std::thread::sleep(Duration::from_secs(5));
+        }
+        for daemon in [&a, &b] {
+            let status = daemon.daemon().status();
+            assert_eq!(status.state, "standby", "nobody can know who writes: {status:?}");
+            assert!(says(&status, "it is tried again"), "{status:?}");
+        }
+        api.revive();
+        let other = r#"{"spec": {"holderIdentity": "somebody"}}"#;
+        let take = ["patch", "lease", "tieline", "--type=merge", "-p", other];
+        api.kubectl(&[&["-n", "tieline-system"], &take[..]].concat());
+        let both = |of: &dyn Fn(&MirrorStatus) -> bool| {
+            [&a, &b].into_iter().filter(|it| of(&it.daemon().status())).count()
+        };
+        let somebody = |it: &MirrorStatus| it.writer.as_deref() == Some("somebody");
+        let begun = Instant::now();
+        while both(&somebody) < 2 {
+            assert!(begun.elapsed() < PATIENCE, "{:?}", a.daemon().status());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let done = a.daemon().status().writes + b.daemon().status().writes;
+        while both(&writes) == 0 {
+            assert!(begun.elapsed() < PATIENCE, "{:?}", a.daemon().status());
+            assert!(both(&|it| it.state == "writing") <= 1, "two write");
+            let now = a.daemon().status().writes + b.daemon().status().writes;
+            assert!(now == done || both(&somebody) < 2, "somebody else has the lease");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        settled(&api, "after the outage", &state);
+        // Two sets have changed; one may have been written before the lease was
+        // lost, and once more after.
+        let after = a.daemon().status().writes + b.daemon().status().writes;
+        assert!(after - before <= 3, "{} writes", after - before);
+        for daemon in [&a, &b] {
+            daemon.until("nothing is wrong", |it| it.conditions.is_empty());
+        }
+    };
+    netns.run(run).unwrap();
 }

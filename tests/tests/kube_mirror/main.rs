@@ -6,6 +6,7 @@
 //! from real ones is others' to test.
 #![forbid(unsafe_code)]
 
+mod crowd;
 mod faults;
 mod figures;
 
@@ -150,7 +151,8 @@ impl Daemon {
     }
 
     async fn with(kubeconfig: &Path, node: &str, input: Input) -> Self {
-        let client = client(kubeconfig).await;
+        // Without its sender it stays as it is.
+        let client = watch::channel(client(kubeconfig).await).1;
         let (modes, told) = watch::channel(AUTO);
         let (input, inputs) = watch::channel(Some(input));
         let place = Place { client, namespace: "tieline-system".into(), node: node.into() };

@@ -15,6 +15,7 @@ use k8s_openapi::ByteString;
 use kube::config::{AuthInfo, Cluster, KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Config, config::LoadDataError};
 use serde_json::Value;
+use sha1::{Digest, Sha1};
 
 use crate::state::{InlineAccess, ObjectName};
 
@@ -109,6 +110,29 @@ impl Access {
             }
         }
     }
+}
+
+/// Of what a client reads once: the server, whom to trust and who we are.
+/// Tokens in files of their own it reads again by itself.
+pub(super) fn fingerprint(config: &Config) -> super::Fingerprint {
+    let file = |path: &PathBuf| fs::read(path).unwrap_or_default();
+    let named = |path: &String| fs::read(path).unwrap_or_default();
+    let user = &config.auth_info;
+    let mut hash = Sha1::new();
+    let mut add = |bytes: &[u8]| {
+        hash.update((bytes.len() as u64).to_be_bytes());
+        hash.update(bytes);
+    };
+    add(config.cluster_url.to_string().as_bytes());
+    config.root_cert.iter().flatten().for_each(|certificate| add(certificate));
+    config.root_cert_file.iter().map(file).for_each(|bytes| add(&bytes));
+    [&user.client_certificate, &user.client_key]
+        .into_iter()
+        .flatten()
+        .map(named)
+        .for_each(|it| add(&it));
+    add(&serde_json::to_vec(user).unwrap_or_default());
+    hash.finalize().into()
 }
 
 /// A file of ours, as far as it is not too large.

@@ -75,10 +75,23 @@ impl Default for Options {
     }
 }
 
-/// A client for the API that `access` leads to, or why there is none.
-pub async fn client(access: &Access, options: &Options) -> Result<kube::Client, String> {
+/// Tells apart what clients are made of: another one is made with another.
+pub type Fingerprint = [u8; 20];
+
+/// A client for the API that `access` leads to, or why there is none. `None`
+/// when it would be made as the one `before`.
+pub async fn client(
+    access: &Access,
+    options: &Options,
+    before: Option<Fingerprint>,
+) -> Result<Option<(kube::Client, Fingerprint)>, String> {
     let config = access.load(options.exec_plugins).await.map_err(|error| error.to_string())?;
-    kube::Client::try_from(config).map_err(|error| error.to_string())
+    let fingerprint = access::fingerprint(&config);
+    if before == Some(fingerprint) {
+        return Ok(None);
+    }
+    let client = kube::Client::try_from(config).map_err(|error| error.to_string())?;
+    Ok(Some((client, fingerprint)))
 }
 
 /// What feeds tell, for who wants to see it.

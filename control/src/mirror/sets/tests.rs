@@ -246,6 +246,33 @@ fn a_pod_that_comes_or_goes_changes_one_set() {
 }
 
 #[test]
+fn what_nobody_has_any_more_can_wait_for_what_comes() {
+    let selectors: BTreeSet<_> = [Selector::equals("app", "a")].into();
+    let group = |all: &[Identity]| Grouper::default().group(&selectors, all);
+    let before = with_largest(&group(&many(3, "a")), &Sets::new(), 40);
+    let name = before.keys().next().unwrap();
+    let gone: HashSet<Prefix> = many(3, "a")[2].nets.iter().copied().collect();
+    let fewer = with_largest(&group(&many(2, "a")), &before, 40);
+    let plan = Plan::new(before.clone(), &fewer);
+    assert!(plan.can_wait(name, &gone));
+    assert!(!plan.can_wait(name, &HashSet::default()), "the pod has other labels now");
+    // Another pod takes its place, which is one write.
+    let mut replaced = many(4, "a");
+    replaced.remove(2);
+    let replaced = with_largest(&group(&replaced), &before, 40);
+    let mut plan = Plan::new(before.clone(), &replaced);
+    assert!(!plan.can_wait(name, &gone));
+    let write = plan.next(name).unwrap();
+    plan.done(name, &write);
+    assert_eq!(plan.existing(), &replaced);
+    // The last one of its kind.
+    let nothing = Sets::new();
+    let all = many(3, "a").iter().flat_map(|it| it.nets.clone()).collect();
+    assert!(Plan::new(before.clone(), &nothing).can_wait(name, &all));
+    assert!(!Plan::new(before.clone(), &nothing).can_wait(name, &gone));
+}
+
+#[test]
 fn names_follow_from_the_content() {
     let selectors: BTreeSet<_> = [Selector::equals("app", "a")].into();
     let groups = Grouper::default().group(&selectors, &many(2, "a"));

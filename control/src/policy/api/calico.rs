@@ -144,7 +144,9 @@ fn check_built_in(name: &str, tier: &Tier) -> Result<()> {
 const NAMESPACE: &str = "projectcalico.org/namespace";
 
 pub(super) fn network_set(object: &Value, meta: &Meta) -> Result<NetworkSet> {
-    if meta.labels.contains_key(NAMESPACE) {
+    // Those that are written for Felix say it in Calico's place.
+    let ours = meta.labels.contains_key(crate::mirror::OWNER);
+    if meta.labels.contains_key(NAMESPACE) && !ours {
         let reason = "is what Calico itself says of a namespace; remove it";
         return Err(ApiError::of(&format!("metadata.labels[{NAMESPACE:?}]"), reason));
     }

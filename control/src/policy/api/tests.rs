@@ -1096,6 +1096,13 @@ fn labels_of_network_sets() {
     };
     assert_eq!(labels("crd.projectcalico.org/v1"), "a=kept,b=x,projectcalico.org/orchestrator=k8s");
     assert_eq!(labels("projectcalico.org/v3"), "a=plain,projectcalico.org/orchestrator=k8s");
+    // What is written for Felix is as Calico has a pod.
+    let mut set = set("projectcalico.org/v3");
+    set["metadata"]["labels"]["projectcalico.org/namespace"] = json!("n");
+    let field = "metadata.labels[\"projectcalico.org/namespace\"]";
+    assert_eq!(refused("ns", &set).field, field);
+    set["metadata"]["labels"]["tieline/remote-cluster"] = json!("db");
+    read("ns", &set);
 }
 
 #[test]

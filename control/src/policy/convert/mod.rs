@@ -41,13 +41,12 @@ pub fn policy_set(local: &ClusterObjects) -> PolicySet {
     Arc::unwrap_or_clone(Converter::default().policy_set(local))
 }
 
-/// What the rules that Felix enforces ask of a peer's labels: those of `set`
-/// that are not staged, and of policies for host endpoints alone, which `set`
-/// leaves out.
+/// What rules ask of a peer's labels: those of `set`, staged ones too, for they
+/// are to be enforced one day, and of policies for host endpoints alone, which
+/// `set` leaves out.
 pub fn rule_selectors(set: &PolicySet, objects: &PolicyObjects) -> BTreeSet<Selector> {
-    let enforced = set.tiers.iter().flat_map(|tier| &tier.policies).filter(|it| !it.staged);
-    let enforced =
-        enforced.flat_map(|policy| [&policy.ingress, &policy.egress]).flatten().flatten();
+    let policies = set.tiers.iter().flat_map(|tier| &tier.policies);
+    let rules = policies.flat_map(|policy| [&policy.ingress, &policy.egress]).flatten().flatten();
     let hosts = objects.0.iter().filter_map(|((kind, name), object)| match &**object {
         PolicyObject::Policy(policy) if *kind == PolicyKind::GlobalNetworkPolicy => {
             Some(calico::host_rules(name, policy))
@@ -55,7 +54,7 @@ pub fn rule_selectors(set: &PolicySet, objects: &PolicyObjects) -> BTreeSet<Sele
         _ => None,
     });
     let hosts: Vec<Rule> = hosts.flatten().collect();
-    let ends = enforced.chain(&hosts).flat_map(|rule| [&rule.source, &rule.destination]);
+    let ends = rules.chain(&hosts).flat_map(|rule| [&rule.source, &rule.destination]);
     ends.flat_map(|end| [&end.selector, &end.not_selector]).flatten().cloned().collect()
 }
 

@@ -200,8 +200,9 @@ pub struct Side {
     /// enforced; absent when there are none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub staged: Option<Staged>,
-    /// What Calico's Felix decides, of connections with remote endpoints where
-    /// anything is written for it (section `[felix]` of the configuration).
+    /// What Calico's Felix decides, where it is, of connections with remote
+    /// endpoints. It knows what is written for it (section `[felix]` of the
+    /// configuration).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub felix: Option<FelixView>,
     /// Rules that would have decided otherwise but for one or two conditions,

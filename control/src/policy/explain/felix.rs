@@ -2,15 +2,18 @@
 //! on the same evaluator, but of remote clusters only what is in the local
 //! API's sets.
 
+use std::collections::BTreeSet;
+
 use serde::Serialize;
 
 use super::story::{self, Packet, Peer};
 use super::{Tables, Verdict};
 use crate::derive::Derived;
-use crate::mirror::mirrored_sets;
+use crate::mirror::{is_label_value, mirrored_sets};
 use crate::policy::compile::Direction;
-use crate::policy::model::PolicySet;
-use crate::state::{ClusterId, Identity};
+use crate::policy::model::{PolicySet, PortMatch, Rule};
+use crate::policy::selector::Selector;
+use crate::state::{ClusterId, Identity, IdentityKind};
 
 /// What Felix decides.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -21,12 +24,16 @@ pub struct FelixView {
     pub differs: bool,
     /// Why, in words; with `differs`, what it does not know, too.
     pub reason: String,
+    /// What rules ask for and Felix does not know of the remote endpoint: it
+    /// may decide otherwise where that counts.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unknown: Vec<String>,
 }
 
-/// What Felix knows, if anything was written for it.
+/// What Felix knows, if it is there.
 pub(super) fn identities(derived: &Derived) -> Option<Vec<Identity>> {
     let sets = mirrored_sets(&derived.world.local.policy);
-    if sets.is_empty() {
+    if sets.is_empty() && derived.world.local.felix.is_empty() {
         return None;
     }
     let local = derived.identities().iter().filter(|it| it.cluster == ClusterId::Local);
@@ -49,29 +56,76 @@ pub(super) fn view(
     packet: &Packet<'_>,
     ours: bool,
 ) -> FelixView {
-    let sets: Vec<&Identity> = {
-        let (_, peer) = packet.ends(direction);
-        let holds = |it: &&Identity| it.nets.iter().any(|net| net.contains(peer.addr));
-        known.iter().filter(holds).collect()
-    };
+    let (_, peer) = packet.ends(direction);
+    let holds = |it: &&Identity| it.nets.iter().any(|net| net.contains(peer.addr));
+    let sets: Vec<&Identity> = known.iter().filter(holds).collect();
+    let unknown = unknown(policies, direction, peer, &sets);
     let names: Vec<&str> = sets.iter().map(|set| set.name.name.as_str()).collect();
-    let known = match names.as_slice() {
-        [] => "no set holds the address, so Felix knows no labels of it".to_owned(),
-        names => format!(
-            "of the address Felix knows what set {} says, and no names of ports",
-            names.join(" and ")
-        ),
-    };
     let mut seen = packet.clone();
-    let peer = match direction {
+    let end = match direction {
         Direction::Ingress => &mut seen.source,
         Direction::Egress => &mut seen.destination,
     };
-    peer.owners = sets;
+    end.owners = sets;
     let (allow, decision) = tables.judge(direction, &seen);
     let mut reason = story::reason(policies, direction, &seen, allow, decision);
     if allow != ours {
+        let known = match (unknown.as_slice(), names.as_slice()) {
+            ([], []) => "no set holds the address, so Felix knows no labels of it".to_owned(),
+            ([], names) => {
+                format!("of the address Felix knows what set {} says", names.join(" and "))
+            }
+            (unknown, _) => unknown.join("; "),
+        };
         reason = format!("{reason}; {known}");
     }
-    FelixView { verdict: allow.into(), differs: allow != ours, reason }
+    FelixView { verdict: allow.into(), differs: allow != ours, reason, unknown }
+}
+
+/// What rules ask for and no set can tell.
+fn unknown(
+    policies: &PolicySet,
+    direction: Direction,
+    peer: &Peer<'_>,
+    sets: &[&Identity],
+) -> Vec<String> {
+    let owners = peer.owners.iter().filter(|it| it.kind != IdentityKind::NetworkSet);
+    let owners: Vec<&Identity> = owners.copied().collect();
+    let policies = policies.tiers.iter().flat_map(|tier| &tier.policies);
+    let rules = policies.filter(|policy| !policy.staged).flat_map(|policy| match direction {
+        Direction::Ingress => policy.ingress.iter(),
+        Direction::Egress => policy.egress.iter(),
+    });
+    let entities = rules.flatten().map(|rule: &Rule| match direction {
+        Direction::Ingress => &rule.source,
+        Direction::Egress => &rule.destination,
+    });
+    let (mut keys, mut ports) = (BTreeSet::new(), BTreeSet::new());
+    for entity in entities {
+        let selectors = entity.selector.iter().chain(&entity.not_selector);
+        let matches = |selector: &Selector, all: &[&Identity]| {
+            all.iter().any(|it| selector.matches(&it.labels))
+        };
+        let apart = selectors.filter(|it| matches(it, &owners) != matches(it, sets));
+        keys.extend(apart.flat_map(Selector::keys).filter(|key| {
+            let mut values = owners.iter().filter_map(|owner| owner.labels.get(&***key));
+            values.any(|value| !is_label_value(value))
+        }));
+        if direction == Direction::Egress {
+            let open =
+                |name: &str| owners.iter().flat_map(|it| &it.ports).any(|it| it.name == name);
+            let all = entity.ports.iter().chain(&entity.not_ports);
+            ports.extend(all.filter_map(|port| match port {
+                PortMatch::Named(name) if open(name) => Some(name),
+                _ => None,
+            }));
+        }
+    }
+    let keys = keys.into_iter().map(|key| {
+        format!("the value of label {key} can't be told to Felix: it takes 63 characters at most")
+    });
+    let ports = ports
+        .into_iter()
+        .map(|name| format!("Felix knows no port {name:?} of remote endpoints: write its number"));
+    keys.chain(ports).collect()
 }

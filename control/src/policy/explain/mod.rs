@@ -74,7 +74,7 @@ pub struct Explainer<'a> {
     nets: PrefixMap<Vec<u32>>,
     /// The policies as they would be if none were staged, where any are.
     staged: Option<Arc<PolicySet>>,
-    /// What Felix knows, if anything is written for it.
+    /// What Felix knows, if it is there.
     felix: Option<Arc<Vec<Identity>>>,
     /// By node of the local cluster.
     nodes: HashMap<String, Node<'a>>,
@@ -86,7 +86,7 @@ struct Node<'a> {
     enforced: Tables<'a>,
     /// With staged policies enforced; only where there are any.
     staged: Option<Tables<'a>>,
-    /// With what Felix knows; only where anything is written for it.
+    /// With what Felix knows; only where it is.
     felix: Option<Tables<'a>>,
     resolved: Cow<'a, Resolved>,
     /// Its routes' destinations.

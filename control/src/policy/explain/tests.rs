@@ -404,13 +404,14 @@ fn a_batch_keeps_its_order_and_its_errors() {
 }
 
 /// The same, with a set as it is written for Felix.
-fn mirrored(address: &str) -> Derived {
+fn mirrored(address: &str, labels: Value) -> Derived {
     let mut derived = derived();
+    let mut labels = labels;
+    labels["tieline/remote-cluster"] = json!("db");
+    labels["projectcalico.org/namespace"] = json!("a");
     let set = json!({
         "apiVersion": "projectcalico.org/v3", "kind": "GlobalNetworkSet",
-        "metadata": {
-            "name": "tieline-db-0", "labels": {"role": "tmp", "tieline/remote-cluster": "db"},
-        },
+        "metadata": {"name": "tieline-db-0", "labels": labels},
         "spec": {"nets": [address]},
     });
     let kind = crate::policy::api::PolicyKind::GlobalNetworkSet;
@@ -422,21 +423,84 @@ fn mirrored(address: &str) -> Derived {
     derived
 }
 
+fn one(query: Value, derived: &Derived) -> Answer {
+    let query: Query = serde_json::from_value(query).expect("a query");
+    explain(derived, &query).expect("an answer")
+}
+
 #[test]
 fn what_felix_decides_by_what_is_written_for_it() {
-    let query: Query = serde_json::from_value(
-        json!({"from": "db:a/tmp", "to": "a/api", "protocol": "tcp", "port": 443}),
-    )
-    .expect("a query");
     let felix = |derived: &Derived| {
-        let answer = explain(derived, &query).expect("an answer");
+        let query = json!({"from": "db:a/tmp", "to": "a/api", "protocol": "tcp", "port": 443});
+        let answer = one(query, derived);
         assert_eq!(answer.verdict, Verdict::Deny);
         answer.ingress.and_then(|side| side.felix)
     };
-    assert_eq!(felix(&derived()), None, "nothing is written");
-    let same = felix(&mirrored("10.9.0.1/32")).expect("Felix's view");
+    let tmp = || json!({"role": "tmp"});
+    assert_eq!(felix(&derived()), None, "there is no Felix");
+    let same = felix(&mirrored("10.9.0.1/32", tmp())).expect("Felix's view");
     assert_eq!((same.verdict, same.differs), (Verdict::Deny, false));
-    let other = felix(&mirrored("10.9.0.2/32")).expect("Felix's view");
+    assert!(same.unknown.is_empty(), "{same:?}");
+    let other = felix(&mirrored("10.9.0.2/32", tmp())).expect("Felix's view");
     assert_eq!((other.verdict, other.differs), (Verdict::Allow, true));
     assert!(other.reason.contains("no set holds the address"), "{}", other.reason);
+    // With Felix there, but nothing told to it.
+    let mut untold = derived();
+    let mut local = (*untold.world.local).clone();
+    local.felix.insert("default".into(), Default::default());
+    Arc::make_mut(&mut untold.world).local = Arc::new(local);
+    let other = felix(&untold).expect("Felix's view");
+    assert_eq!((other.verdict, other.differs), (Verdict::Allow, true));
+}
+
+/// The policies of [`derived`] and one for egress, with these conditions on the
+/// destination, which the pod tmp of cluster db meets with a label of this value.
+fn towards(destination: Entity, value: &str, labels: Value) -> Derived {
+    let before = mirrored("10.9.0.1/32", labels);
+    let mut identities = before.identities().to_vec();
+    for identity in identities.iter_mut().filter(|it| it.cluster != ClusterId::Local) {
+        Arc::make_mut(&mut identity.labels).insert("team".into(), value.into());
+    }
+    let mut allow = rule(Action::Allow, Entity::default(), destination);
+    allow.protocol = Some(6);
+    let mut egress = policy("egress", "role == 'api'", vec![]);
+    (egress.ingress, egress.egress) = (None, Some(vec![allow]));
+    let mut policies = (*before.policies).clone();
+    policies.tiers.push(tier("egress", vec![egress]));
+    let compiled = compile(&policies, &identities);
+    let (world, resolved) = (before.world.clone(), (*before.resolved).clone());
+    Derived::new(world, resolved, identities, Arc::new(policies), compiled)
+}
+
+#[test]
+fn where_felix_decides_otherwise_it_is_said_why() {
+    let ask = |derived: &Derived, port: u16| {
+        let answer = one(json!({"from": "a/api", "to": "db:a/tmp", "port": port}), derived);
+        let text = answer.to_string();
+        let side = answer.egress.expect("a side");
+        (side.verdict, side.felix.expect("Felix's view"), text)
+    };
+    let told = || json!({"role": "tmp", "team": "short"});
+    // A port by its name.
+    let http = || PortMatch::Named("http".into());
+    let named = Entity { ports: vec![http()], ..from("role == 'tmp'") };
+    let (ours, felix, text) = ask(&towards(named, "short", told()), 8080);
+    assert_eq!((ours, felix.verdict, felix.differs), (Verdict::Allow, Verdict::Deny, true));
+    assert!(text.contains("but not in Felix: denied by the default action"), "{text}");
+    assert!(text.contains("Felix knows no port \"http\" of remote endpoints"), "{text}");
+    // The same verdict, by another port that is written as a number.
+    let either = Entity { ports: vec![http(), PortMatch::Range(80..=80)], ..Entity::default() };
+    let (ours, felix, text) = ask(&towards(either, "short", told()), 80);
+    assert_eq!((ours, felix.differs), (Verdict::Allow, false));
+    assert!(text.contains("where it may differ: Felix knows no port \"http\""), "{text}");
+    // A value that no set can have.
+    let long = "v".repeat(70);
+    let team = format!("team == '{long}'");
+    let (ours, felix, _) = ask(&towards(from(&team), &long, json!({"role": "tmp"})), 80);
+    assert_eq!((ours, felix.verdict, felix.differs), (Verdict::Allow, Verdict::Deny, true));
+    assert!(felix.reason.contains("the value of label team can't be told"), "{}", felix.reason);
+    // One that it need not have: another says the same.
+    let (ours, felix, _) = ask(&towards(from("has(team)"), &long, told()), 80);
+    assert_eq!((ours, felix.differs), (Verdict::Allow, false));
+    assert!(felix.unknown.is_empty(), "{felix:?}");
 }

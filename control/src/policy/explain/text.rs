@@ -103,8 +103,14 @@ impl Side {
             writeln!(f, "           with staged policies enforced: {reason}{same}")?;
         }
         if let Some(felix) = &self.felix {
-            let same = if felix.differs { "" } else { " (the same verdict)" };
-            writeln!(f, "           in Felix: {}{same}", felix.reason)?;
+            if felix.differs {
+                writeln!(f, "           but not in Felix: {}", felix.reason)?;
+            } else {
+                writeln!(f, "           in Felix: {} (the same verdict)", felix.reason)?;
+                for unknown in &felix.unknown {
+                    writeln!(f, "             where it may differ: {unknown}")?;
+                }
+            }
         }
         Ok(())
     }
