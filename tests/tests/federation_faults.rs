@@ -26,7 +26,7 @@ struct Line {
     check: fn(&mut Federated, &Stream),
 }
 
-const TABLE: [Line; 12] = [
+const TABLE: [Line; 13] = [
     Line {
         name: "remote API hangs",
         outcome: "what is known stays",
@@ -38,6 +38,12 @@ const TABLE: [Line; 12] = [
         outcome: "what is known stays; Stale meanwhile",
         pauses: false,
         check: remote_is_killed,
+    },
+    Line {
+        name: "remote API is gone for longer than its objects are to count",
+        outcome: "identities expire, or all is withdrawn, as configured at the time",
+        pauses: true,
+        check: stale_objects_expire,
     },
     Line {
         name: "history is compacted while a pod goes (410)",
@@ -217,6 +223,29 @@ fn remote_is_killed(world: &mut Federated, stream: &Stream) {
     is_told(world, &["10.77.2."]);
     goes_on(stream);
     is_followed(world, "ops");
+    world.member_mut("db").api.revive();
+}
+
+fn stale_objects_expire(world: &mut Federated, _stream: &Stream) {
+    let routes = |world: &Federated| {
+        let status = world.member("app").status().unwrap_or_default();
+        status["gateway"]["routes"].as_u64().unwrap_or_default()
+    };
+    let after = |world: &Federated, stale: &str| {
+        let section = format!("[federation]\nstale = '{stale}'\nstale-after-seconds = 5\n");
+        world.member("app").configure(&section);
+    };
+    let before = routes(world);
+    after(world, "expire-identities");
+    world.member_mut("db").api.kill();
+    world.await_connection("frontend", "cache", 22, false);
+    assert_eq!(routes(world), before);
+    after(world, "withdraw");
+    world.until("routes are withdrawn", || routes(world) < before);
+    // It was not forgotten.
+    world.member("app").configure("");
+    world.await_connection("frontend", "cache", 22, true);
+    assert_eq!(routes(world), before);
     world.member_mut("db").api.revive();
 }
 
