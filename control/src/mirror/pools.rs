@@ -94,7 +94,7 @@ fn holds(outer: &Prefix, inner: &Prefix) -> bool {
 
 /// The ranges that a remote cluster's pods are in.
 fn ranges(remote: &ClusterObjects) -> impl Iterator<Item = Prefix> {
-    let pools = remote.pools.values().filter(|pool| remote.uses(pool));
+    let pools = remote.pools.values().filter(move |pool| remote.uses(pool));
     pools.map(|pool| pool.cidr).filter(|cidr| never_owned(cidr).is_none())
 }
 
