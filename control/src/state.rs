@@ -264,6 +264,20 @@ pub struct ClusterObjects {
     pub policy: PolicyObjects,
 }
 
+impl ClusterObjects {
+    /// Whether pods may have addresses of a pool of the cluster. A disabled pool
+    /// has some while it has blocks; others are there to keep addresses of
+    /// elsewhere from being masqueraded.
+    pub fn uses(&self, pool: &IpPool) -> bool {
+        let within = |block: &IpamBlock| {
+            pool.cidr.is_v4() == block.cidr.is_v4()
+                && pool.cidr.len128() <= block.cidr.len128()
+                && pool.cidr.contains(block.cidr.addr())
+        };
+        !pool.disabled || self.blocks.values().any(|block| !block.deleted && within(block))
+    }
+}
+
 /// A remote cluster that counts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RemoteCluster {

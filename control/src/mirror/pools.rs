@@ -92,16 +92,9 @@ fn holds(outer: &Prefix, inner: &Prefix) -> bool {
         && outer.contains(inner.addr())
 }
 
-/// The ranges that a remote cluster's pods are in. A disabled pool is one only
-/// while it has blocks: others are there to keep addresses from being
-/// masqueraded, such as ours.
+/// The ranges that a remote cluster's pods are in.
 fn ranges(remote: &ClusterObjects) -> impl Iterator<Item = Prefix> {
-    let blocks: Vec<Prefix> =
-        remote.blocks.values().filter(|block| !block.deleted).map(|block| block.cidr).collect();
-    let pools = remote
-        .pools
-        .values()
-        .filter(move |pool| !pool.disabled || blocks.iter().any(|block| holds(&pool.cidr, block)));
+    let pools = remote.pools.values().filter(move |pool| remote.uses(pool));
     pools.map(|pool| pool.cidr).filter(|cidr| never_owned(cidr).is_none())
 }
 

@@ -377,7 +377,7 @@ fn warn_of_masquerade(
     } else {
         (Severity::Error, "Felix masquerades")
     };
-    for (name, pool) in &objects.pools {
+    for (name, pool) in objects.pools.iter().filter(|(_, pool)| objects.uses(pool)) {
         let v4 = pool.cidr.is_v4();
         let natted = local().find(|(_, pool)| pool.nat_outgoing && pool.cidr.is_v4() == v4);
         let known = ancestors(&pool.cidr).any(|range| local().any(|(_, pool)| pool.cidr == range));

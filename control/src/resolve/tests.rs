@@ -623,6 +623,10 @@ fn masquerade_is_told() {
     let with = resolve(&world(&(nat.clone() + felix), &[("db", &db())]));
     assert_eq!(told(&with), [format!("db IPPool db: Felix {message}")]);
     assert_eq!(with.conditions[0].severity, Severity::Error);
+    // What keeps a third cluster's addresses from being masqueraded over there.
+    let third = db() + &pool("third", "10.8.0.0/16", ", disabled: true");
+    let with = resolve(&world(&(nat.clone() + felix), &[("db", &third)]));
+    assert_eq!(told(&with), [format!("db IPPool db: Felix {message}")]);
     let nat = nat + felix;
     let known = nat + &pool("db", "10.2.0.0/15", ", disabled: true");
     assert_eq!(told(&resolve(&world(&known, &[("db", &db())]))), [""; 0]);

@@ -173,6 +173,7 @@ fn statuses_are_told_and_an_uninstall_leaves_nothing() {
         api.apply(&object.to_string());
         let input = |state: RemoteState, error: Option<&str>| {
             let mut input = example().input();
+            input.storage = Some(Storage::V3);
             let cluster = ClusterStatus {
                 state,
                 state_for_ms: 0,

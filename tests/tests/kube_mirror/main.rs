@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use tieline::cluster::kubernetes::{self, Access, Options};
 use tieline::derive::derive;
 use tieline::map::Map;
 use tieline::mirror::object::Storage;
@@ -177,10 +178,9 @@ impl Daemon {
 }
 
 async fn client(kubeconfig: &Path) -> kube::Client {
-    let config = kube::config::Kubeconfig::read_from(kubeconfig).unwrap();
-    let options = kube::config::KubeConfigOptions::default();
-    let config = kube::Config::from_custom_kubeconfig(config, &options).await.unwrap();
-    kube::Client::try_from(config).unwrap()
+    let access = Access::Kubeconfig(kubeconfig.to_owned());
+    let made = kubernetes::client(&access, &Options::default(), None).await.unwrap();
+    made.unwrap().0
 }
 
 /// Our GlobalNetworkSets in the API: the addresses by value of `app`, whose

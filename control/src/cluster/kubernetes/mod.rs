@@ -85,7 +85,10 @@ pub async fn client(
     options: &Options,
     before: Option<Fingerprint>,
 ) -> Result<Option<(kube::Client, Fingerprint)>, String> {
-    let config = access.load(options.exec_plugins).await.map_err(|error| error.to_string())?;
+    let mut config = access.load(options.exec_plugins).await.map_err(|error| error.to_string())?;
+    // Who asks decides what to ask again, and when: by then it may be something
+    // else.
+    config.default_retry = false;
     let fingerprint = access::fingerprint(&config);
     if before == Some(fingerprint) {
         return Ok(None);
