@@ -316,6 +316,7 @@ fn what_is_stored_without_types_counts_both_ways() {
     };
     let denied = ["10.0.0.1 > 10.0.0.3 tcp 80: -+", "10.0.0.3 > 10.0.0.1 tcp 80: +-"];
     case(&[stored("{}")], &denied);
+    case(&[stored("{}").replace(", spec: {}", "")], &denied);
     case(&[stored("{ingress: [{action: Allow}]}")], &["10.0.0.1 > 10.0.0.2 tcp 80: -+"]);
     case(
         &[stored("{types: [Ingress]}")],
