@@ -93,6 +93,8 @@ pub struct HostEndpoint {
     pub addresses: Vec<IpAddr>,
     /// `spec.ports`.
     pub ports: Vec<NamedPort>,
+    /// `spec.profiles`, whose labels it inherits.
+    pub profiles: Vec<String>,
 }
 
 /// A node: its underlay addresses and VTEPs.
@@ -342,6 +344,9 @@ pub struct Identity {
     pub nets: Vec<Prefix>,
     /// Its named ports.
     pub ports: Vec<NamedPort>,
+    /// Whether the profile of its namespace is there, which allows what no
+    /// policy decides about it: of pods, whether the Namespace object is.
+    pub profile: bool,
 }
 
 /// Kinds of [`Identity`].

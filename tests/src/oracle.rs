@@ -41,7 +41,9 @@ impl Oracle<'_> {
         };
         let endpoints: Vec<&Identity> =
             self.owners(local).filter(|owner| owner.kind == IdentityKind::LocalWorkload).collect();
-        let namespace = endpoints.iter().map(|owner| &owner.name.namespace).min()?;
+        // Of several namespaces one that is not there counts first.
+        let profile = endpoints.iter().map(|owner| (owner.profile, &owner.name.namespace)).min();
+        let (allows, namespace) = profile?;
 
         'tiers: for tier in &self.policies.tiers {
             let mut any_applies = false;
@@ -72,7 +74,10 @@ impl Oracle<'_> {
                 return Some((false, Decision::TierDefault { tier: tier.name.clone() }));
             }
         }
-        Some((true, Decision::Profile { name: format!("kns.{namespace}") }))
+        let name = format!("kns.{namespace}");
+        let decision =
+            if allows { Decision::Profile { name } } else { Decision::NoProfile { name } };
+        Some((allows, decision))
     }
 
     /// The identities that an address is one of. Network sets hold addresses

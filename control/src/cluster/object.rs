@@ -376,11 +376,18 @@ fn host_endpoint(object: &Reader<'_>) -> Result<HostEndpoint, FieldError> {
         let text = value.as_str().ok_or_else(|| object.error(&field, "is no text"))?;
         addresses.push(address(text).map_err(|reason| object.error(&field, reason))?);
     }
+    let mut profiles = Vec::new();
+    for (index, value) in object.list("spec.profiles")?.iter().enumerate() {
+        let field = format!("spec.profiles[{index}]");
+        let name = value.as_str().ok_or_else(|| object.error(&field, "is no text"))?;
+        profiles.push(name.to_owned());
+    }
     Ok(HostEndpoint {
         labels: calico_labels(object)?,
         node: object.required("spec.node")?.to_owned(),
         addresses,
         ports: named_ports(&object.items("spec.ports")?, "port")?,
+        profiles,
     })
 }
 

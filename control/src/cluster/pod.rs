@@ -47,9 +47,11 @@ pub(super) fn pod(object: &Reader<'_>) -> Result<Option<Pod>, FieldError> {
 /// emptied the annotation.
 fn finished(object: &Reader<'_>, annotations: &Labels) -> Result<bool, FieldError> {
     let phase = object.text("status.phase")?;
-    let released = annotations.get("cni.projectcalico.org/podIP").is_some_and(String::is_empty);
+    let released = ["cni.projectcalico.org/podIP", "vpc.amazonaws.com/pod-ips"]
+        .into_iter()
+        .any(|name| annotations.get(name).is_some_and(String::is_empty));
     let deleted = object.has("metadata.deletionTimestamp") && released;
-    Ok(deleted || matches!(phase, Some("Succeeded" | "Failed")))
+    Ok(deleted || matches!(phase, Some("Succeeded" | "Failed" | "Completed")))
 }
 
 /// The first place that has any addresses decides; Calico's order.

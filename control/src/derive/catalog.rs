@@ -18,7 +18,9 @@ use crate::policy::api::{PolicyKind, PolicyObject, PolicyObjects};
 use crate::policy::compile::{Population, View, ViewId};
 use crate::resolve::claims::Claims;
 use crate::resolve::identity::{self, Inherited};
-use crate::state::{ClusterId, ClusterObjects, Identity, Labels, ObjectName, Pod, World};
+use crate::state::{
+    ClusterId, ClusterObjects, HostEndpoint, Identity, Labels, ObjectName, Pod, World,
+};
 
 /// Claims to addresses that don't count.
 #[derive(Debug, Default)]
@@ -83,9 +85,11 @@ impl Catalog {
             self.replace(before, after, claims, population);
         }
         let [before, after] = objects;
-        for (name, old, new) in before.host_endpoints.diff(&after.host_endpoints) {
-            let host = |host: Option<&Arc<_>>| host.map(|it| identity::host(cluster, name, it));
-            self.replace(host(old), host(new), claims, population);
+        for (name, [old, new]) in touched_hosts(objects) {
+            let host = |objects, host: Option<&HostEndpoint>| {
+                host.map(|it| identity::host(cluster, objects, name, it))
+            };
+            self.replace(host(before, old), host(after, new), claims, population);
         }
     }
 
@@ -190,6 +194,26 @@ fn touched_pods([old, new]: [&ClusterObjects; 2]) -> BTreeMap<&ObjectName, [Opti
     }
     for (account, ..) in old.service_accounts.diff(&new.service_accounts) {
         touch(&account.namespace, Some(&account.name));
+    }
+    touched
+}
+
+/// Host endpoints that differ, or may inherit labels that do: as they were and as
+/// they are.
+fn touched_hosts(
+    [old, new]: [&ClusterObjects; 2],
+) -> BTreeMap<&String, [Option<&HostEndpoint>; 2]> {
+    let mut touched: BTreeMap<&String, [Option<&HostEndpoint>; 2]> = BTreeMap::new();
+    for (name, before, after) in old.host_endpoints.diff(&new.host_endpoints) {
+        touched.insert(name, [before.map(|host| &**host), after.map(|host| &**host)]);
+    }
+    let same = old.namespaces.is_same(&new.namespaces)
+        && old.service_accounts.is_same(&new.service_accounts);
+    for (side, objects) in [old, new].into_iter().enumerate().filter(|_| !same) {
+        for (name, host) in objects.host_endpoints.iter().filter(|(_, it)| !it.profiles.is_empty())
+        {
+            touched.entry(name).or_default()[side] = Some(host);
+        }
     }
     touched
 }

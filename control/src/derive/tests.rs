@@ -287,6 +287,10 @@ impl Lab {
                 let host = host.map(|(variant, at)| HostEndpoint {
                     labels: labels(variant),
                     addresses: addresses(cluster, at),
+                    profiles: match at % 3 {
+                        0 => vec!["kns.ns0".into(), "ksa.ns1.sa0".into(), "kns.ns1".into()],
+                        _ => Vec::new(),
+                    },
                     ..HostEndpoint::default()
                 });
                 self.objects(cluster, |it| set(&mut it.host_endpoints, format!("h{name}"), host));

@@ -258,6 +258,7 @@ mod tests {
             labels: Arc::new(labels),
             nets: vec![Prefix::host(address.parse::<std::net::IpAddr>().unwrap().into())],
             ports: Vec::new(),
+            profile: true,
         }
     }
 

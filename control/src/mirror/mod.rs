@@ -96,6 +96,7 @@ pub fn mirrored_sets(objects: &PolicyObjects) -> Vec<Identity> {
                 labels: Arc::new(set.labels.clone()),
                 nets: set.nets.clone(),
                 ports: Vec::new(),
+                profile: false,
             })
         }
         _ => None,

@@ -52,7 +52,8 @@ fn add(
         .pods
         .iter()
         .map(|(name, object)| pod(cluster, &world.node, name, object, &mut inherited));
-    let hosts = objects.host_endpoints.iter().map(|(name, object)| host(cluster, name, object));
+    let hosts = objects.host_endpoints.iter();
+    let hosts = hosts.map(|(name, object)| host(cluster, objects, name, object));
     all.extend(pods.chain(hosts).filter_map(|mut identity| {
         identity.nets.retain(|net| counts(net.addr()));
         (!identity.nets.is_empty()).then_some(identity)
@@ -102,12 +103,25 @@ fn check_namespaces_of(cluster: &ClusterId, objects: &ClusterObjects, notes: &mu
                 Severity::Warning,
                 cluster,
                 format!("Namespace {namespace}"),
-                "there is no such object, so the namespace's pods inherit no labels from it; add it",
+                without(cluster),
             );
         }
         // The pods are sorted by namespace: on to the first of the next one.
         let after = ObjectName { namespace: format!("{namespace}\0"), name: String::new() };
         next = objects.pods.starting_at(&after).next();
+    }
+}
+
+/// What follows for the pods of a namespace that is not there.
+fn without(cluster: &ClusterId) -> &'static str {
+    match cluster {
+        ClusterId::Local => {
+            "there is no such object, so the namespace's pods inherit no labels from it, and what \
+             no policy decides about them is denied; add it"
+        }
+        ClusterId::Remote(_) => {
+            "there is no such object, so the namespace's pods inherit no labels from it; add it"
+        }
     }
 }
 
@@ -145,19 +159,26 @@ pub(crate) fn pod<'a>(
         labels: inherited.pod(name, pod),
         nets: pod.addresses.iter().map(|addr| Prefix::host((*addr).into())).collect(),
         ports: pod.ports.to_vec(),
+        profile: inherited.objects.namespaces.contains_key(&name.namespace),
     }
 }
 
 /// A host endpoint, with all its addresses.
-pub(crate) fn host(cluster: &ClusterId, name: &str, host: &HostEndpoint) -> Identity {
+pub(crate) fn host(
+    cluster: &ClusterId,
+    objects: &ClusterObjects,
+    name: &str,
+    host: &HostEndpoint,
+) -> Identity {
     Identity {
         cluster: cluster.clone(),
         kind: IdentityKind::Host,
         name: ObjectName { namespace: String::new(), name: name.to_owned() },
         node: host.node.clone(),
-        labels: Arc::new(host.labels.clone()),
+        labels: Arc::new(host_labels(objects, host)),
         nets: host.addresses.iter().map(|addr| Prefix::host((*addr).into())).collect(),
         ports: host.ports.clone(),
+        profile: false,
     }
 }
 
@@ -182,6 +203,7 @@ pub(crate) fn network_sets(local: &ClusterObjects) -> impl Iterator<Item = Ident
             labels: Arc::new(labels),
             nets: set.nets.clone(),
             ports: Vec::new(),
+            profile: false,
         })
     })
 }
@@ -223,6 +245,21 @@ fn pod_labels(objects: &ClusterObjects, namespace: &str, pod: &Pod) -> Labels {
         labels.insert("projectcalico.org/serviceaccount".to_owned(), account.clone());
         let name = ObjectName { namespace: namespace.to_owned(), name: account };
         inherit("pcsa.", objects.service_accounts.get(&name), &name.name, &mut labels);
+    }
+    labels
+}
+
+/// Its own labels, then those of its profiles, first profile first.
+fn host_labels(objects: &ClusterObjects, host: &HostEndpoint) -> Labels {
+    let mut labels = host.labels.clone();
+    for profile in &host.profiles {
+        let account = profile.strip_prefix("ksa.").and_then(|rest| rest.split_once('.'));
+        if let Some(namespace) = profile.strip_prefix("kns.") {
+            inherit_namespace(objects, namespace, &mut labels);
+        } else if let Some((namespace, name)) = account {
+            let name = ObjectName { namespace: namespace.to_owned(), name: name.to_owned() };
+            inherit("pcsa.", objects.service_accounts.get(&name), &name.name, &mut labels);
+        }
     }
     labels
 }

@@ -682,7 +682,7 @@ fn labels_of_identities() {
         told(&resolve(&world)),
         [
             "local Namespace bare: there is no such object, so the namespace's pods inherit no labels \
-         from it; add it"
+         from it, and what no policy decides about them is denied; add it"
         ]
     );
 }

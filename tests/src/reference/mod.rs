@@ -205,6 +205,6 @@ impl<'a> Reference<'a> {
             }
         }
         let namespace = pod.namespace.clone().unwrap_or_default();
-        Some((true, Because::Profile(format!("kns.{namespace}"))))
+        Some((pod.has_profile, Because::Profile(format!("kns.{namespace}"))))
     }
 }

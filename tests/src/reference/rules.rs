@@ -19,6 +19,9 @@ pub(super) fn of(policy: &Value, ingress: bool) -> Option<&[Value]> {
         !own.is_empty()
     } else if !types.is_empty() {
         types.iter().any(|of| of == if ingress { "Ingress" } else { "Egress" })
+    } else if text(policy, "/apiVersion") == "crd.projectcalico.org/v1" {
+        // Stored past Calico's API, which else fills them in: both ways.
+        true
     } else if !ingress {
         has_egress
     } else {
@@ -39,10 +42,23 @@ pub(super) fn applies(policy: &Value, pod: &Thing) -> bool {
         (_, "ClusterNetworkPolicy") => cluster_subject_chooses(&policy["spec"]["subject"], pod),
         _ => {
             let spec = &policy["spec"];
+            let given = |field: &str| !text(spec, field).is_empty();
+            // Beside accounts `all()` is who has one, in a global policy: also
+            // in its selector, unless namespaces are between the two.
+            let accounts = namespace.is_empty() && given("/serviceAccountSelector");
+            let all = !accounts || pod.account.is_some();
+            let all_pods = all || given("/namespaceSelector");
             in_namespace
-                && chooses(text(spec, "/selector"), &pod.labels, true, true)
+                && (!given("/selector")
+                    || chooses(text(spec, "/selector"), &pod.labels, all_pods, true))
                 && chooses(text(spec, "/namespaceSelector"), &pod.namespace_labels, true, true)
-                && chooses(text(spec, "/serviceAccountSelector"), &pod.account_labels, true, true)
+                && (!given("/serviceAccountSelector")
+                    || chooses(
+                        text(spec, "/serviceAccountSelector"),
+                        &pod.account_labels,
+                        all,
+                        true,
+                    ))
         }
     }
 }

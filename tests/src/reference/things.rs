@@ -15,6 +15,8 @@ pub(super) struct Thing {
     local: bool,
     /// None for what is cluster-scoped.
     pub(super) namespace: Option<String>,
+    /// Of a pod: whether its Namespace is there, whose profile then allows.
+    pub(super) has_profile: bool,
     /// All labels that selectors see.
     pub(super) labels: Labels,
     /// Its namespace's, with the name that Calico adds.
@@ -86,7 +88,7 @@ pub(super) fn all(clusters: &Clusters) -> Vec<Thing> {
         for object in objects {
             let thing = match text(object, "/kind") {
                 "Pod" => pod(object, objects),
-                "HostEndpoint" => Some(host(object)),
+                "HostEndpoint" => Some(host(object, objects)),
                 "NetworkSet" | "GlobalNetworkSet" if local => Some(set(object, objects)),
                 _ => None,
             };
@@ -157,6 +159,7 @@ fn pod(object: &Value, objects: &[Value]) -> Option<Thing> {
         pod: true,
         local: false,
         namespace: Some(namespace),
+        has_profile: !namespace_labels.is_empty(),
         labels,
         namespace_labels,
         account,
@@ -166,17 +169,33 @@ fn pod(object: &Value, objects: &[Value]) -> Option<Thing> {
     })
 }
 
-fn host(object: &Value) -> Thing {
+/// The labels of its profiles are its own too, unless it has them already.
+fn host(object: &Value, objects: &[Value]) -> Thing {
     let ports = list(object, "/spec/ports").iter().map(|port| {
         (text(port, "/name").to_owned(), protocol(port.get("protocol")), number(&port["port"]))
     });
     let addresses = list(object, "/spec/expectedIPs").iter();
-    Thing {
+    let mut thing = Thing {
         labels: map(object.pointer("/metadata/labels")),
         nets: addresses.filter_map(Value::as_str).map(str::to_owned).collect(),
         ports: ports.collect(),
         ..Thing::default()
+    };
+    for profile in list(object, "/spec/profiles").iter().filter_map(Value::as_str) {
+        if let Some(namespace) = profile.strip_prefix("kns.") {
+            let labels = labels_of("Namespace", "", namespace, objects);
+            add_prefixed(&mut thing.labels, "pcns.", &labels);
+            add_prefixed(&mut thing.namespace_labels, "", &labels);
+        }
+        if let Some((namespace, account)) =
+            profile.strip_prefix("ksa.").and_then(|rest| rest.split_once('.'))
+        {
+            let labels = labels_of("ServiceAccount", namespace, account, objects);
+            add_prefixed(&mut thing.labels, "pcsa.", &labels);
+            add_prefixed(&mut thing.account_labels, "", &labels);
+        }
     }
+    thing
 }
 
 fn set(object: &Value, objects: &[Value]) -> Thing {

@@ -64,6 +64,7 @@ fn identity(kind: IdentityKind, net: &str, labels: &[(&str, &str)]) -> Identity 
         labels: Arc::new(labels.collect()),
         nets: vec![net.parse().expect("a net")],
         ports: Vec::new(),
+        profile: true,
     }
 }
 
@@ -120,7 +121,7 @@ impl Case {
                     Says::Rule(name, place.expect("a policy"), index)
                 }
                 Decision::TierDefault { tier } => Says::Tier(if tier == "t" { "t" } else { "u" }),
-                Decision::Profile { .. } => Says::Profile,
+                Decision::Profile { .. } | Decision::NoProfile { .. } => Says::Profile,
                 Decision::NoPolicy => panic!("the local pod has a policy"),
             });
             assert_eq!(said.as_ref(), Some(expected), "{packet:?}");

@@ -154,13 +154,14 @@ fn the_random_packets_meet_every_kind_of_decision() {
                 Some((false, Decision::Rule { .. })) => "deny",
                 Some((_, Decision::TierDefault { .. })) => "tier",
                 Some((_, Decision::Profile { .. })) => "profile",
+                Some((_, Decision::NoProfile { .. })) => "no profile",
                 Some((_, Decision::NoPolicy)) | None => "not local",
             };
             *kinds.entry(kind).or_default() += 1;
         }
     }
     println!("{kinds:?}");
-    assert!(kinds.len() == 6 && kinds.values().all(|count| *count >= 300), "{kinds:?}");
+    assert!(kinds.len() == 7 && kinds.values().all(|count| *count >= 300), "{kinds:?}");
 }
 
 /// What follows from a cluster, with names so that all identities differ.
@@ -206,7 +207,7 @@ fn side_agrees(
             let told = last.map(|last| (last.tier.as_str(), last.end));
             prop_assert_eq!(told, Some((tier.as_str(), "default-deny")));
         }
-        Decision::Profile { name } => {
+        Decision::Profile { name } | Decision::NoProfile { name } => {
             prop_assert_eq!(side.profile.as_deref(), Some(name.as_str()));
             let mut ends = side.trace.iter().map(|tier| tier.end);
             prop_assert!(ends.all(|end| ["pass", "default-pass", "skipped"].contains(&end)));

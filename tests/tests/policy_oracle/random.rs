@@ -245,8 +245,9 @@ pub(crate) fn identity() -> impl Strategy<Value = Identity> {
     let exact = prop::collection::vec(address(), 1..4)
         .prop_map(|all| all.into_iter().map(|addr| Prefix::host(addr.into())).collect::<Vec<_>>());
     let ports = prop::collection::vec(named_port(), 0..3);
-    (kind, select(vec!["n1", "n2"]), labels(), exact, prop::collection::vec(net(), 0..3), ports)
-        .prop_map(|(kind, namespace, labels, exact, nets, ports)| Identity {
+    let namespace = select(vec![("n1", true), ("n2", true), ("n3", false)]);
+    (kind, namespace, labels(), exact, prop::collection::vec(net(), 0..3), ports).prop_map(
+        |(kind, (namespace, profile), labels, exact, nets, ports)| Identity {
             cluster: ClusterId::Local,
             kind,
             name: ObjectName { namespace: namespace.into(), name: String::new() },
@@ -254,7 +255,9 @@ pub(crate) fn identity() -> impl Strategy<Value = Identity> {
             labels: Arc::new(labels),
             nets: if kind == NetworkSet { nets } else { exact },
             ports: if kind == NetworkSet { Vec::new() } else { ports },
-        })
+            profile,
+        },
+    )
 }
 
 pub(crate) fn packet() -> impl Strategy<Value = Packet> {

@@ -309,6 +309,64 @@ fn a_namespaced_rule_sees_its_namespace_in_every_cluster() {
 }
 
 #[test]
+fn what_is_stored_without_types_counts_both_ways() {
+    let stored = |spec: &str| {
+        policy("NetworkPolicy", "prod/p", spec)
+            .replace("projectcalico.org/v3", "crd.projectcalico.org/v1")
+    };
+    let denied = ["10.0.0.1 > 10.0.0.3 tcp 80: -+", "10.0.0.3 > 10.0.0.1 tcp 80: +-"];
+    case(&[stored("{}")], &denied);
+    case(&[stored("{}").replace(", spec: {}", "")], &denied);
+    case(&[stored("{ingress: [{action: Allow}]}")], &["10.0.0.1 > 10.0.0.2 tcp 80: -+"]);
+    case(
+        &[stored("{types: [Ingress]}")],
+        &["10.0.0.1 > 10.0.0.3 tcp 80: ++", "10.0.0.3 > 10.0.0.1 tcp 80: +-"],
+    );
+    let host = "{preDNAT: true, applyOnForward: true, ingress: [{action: Deny}]}";
+    let host = policy("GlobalNetworkPolicy", "p", host)
+        .replace("projectcalico.org/v3", "crd.projectcalico.org/v1");
+    case(&[host], &["10.0.0.1 > 10.0.0.3 tcp 80: ++"]);
+}
+
+/// Without its Namespace a pod has no profile that could allow.
+#[test]
+fn a_namespace_that_is_not_there_denies() {
+    let pod = |namespace: &str, last: u8| {
+        format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: p, namespace: {namespace}}}, \
+             spec: {{nodeName: n1}}, status: {{podIP: 10.0.0.{last}}}}}\n"
+        )
+    };
+    let to_lost = "{selector: \"projectcalico.org/namespace == 'lost'\", ingress: \
+                   [{action: Allow, protocol: TCP, destination: {ports: [80]}}, {action: Pass}]}";
+    case(
+        &[pod("lost", 4), policy("GlobalNetworkPolicy", "p", to_lost)],
+        &[
+            "10.0.0.3 > 10.0.0.4 tcp 80: ++",
+            "10.0.0.3 > 10.0.0.4 tcp 81: +-",
+            "10.0.0.4 > 10.0.0.3 tcp 80: -+",
+            "10.0.0.1 > 10.0.0.3 tcp 80: ++",
+        ],
+    );
+}
+
+/// A host endpoint has the labels of its profiles.
+#[test]
+fn profiles_of_host_endpoints() {
+    let host = "{apiVersion: projectcalico.org/v3, kind: HostEndpoint, metadata: {name: p}, \
+                spec: {node: n1, expectedIPs: [172.16.0.2], profiles: [kns.prod, ksa.prod.api]}}\n";
+    for source in ["namespaceSelector: \"team == 'x'\"", "serviceAccounts: {selector: has(role)}"] {
+        let spec = format!(
+            "{{selector: \"app == 'web'\", ingress: [{{action: Allow, source: {{{source}}}}}]}}"
+        );
+        case(
+            &[SETS.to_owned(), host.to_owned(), policy("GlobalNetworkPolicy", "p", &spec)],
+            &["172.16.0.2 > 10.0.0.1 tcp 80: .+", "172.16.0.1 > 10.0.0.1 tcp 80: .-"],
+        );
+    }
+}
+
+#[test]
 fn service_accounts() {
     ingress(
         "{action: Allow, source: {serviceAccounts: {names: [api]}}}",
@@ -323,6 +381,18 @@ fn service_accounts() {
         &[policy("NetworkPolicy", "prod/p", spec)],
         &["10.0.0.2 > 10.0.0.1 tcp 80: +-", "10.0.0.1 > 10.0.0.2 tcp 80: ++"],
     );
+    // Of the pods only prod/web has one.
+    for spec in [
+        "{serviceAccountSelector: 'all()'}",
+        "{selector: 'all()', serviceAccountSelector: '!has(other)'}",
+    ] {
+        case(
+            &[policy("GlobalNetworkPolicy", "p", spec)],
+            &["10.0.0.2 > 10.0.0.1 tcp 80: +-", "10.0.0.1 > 10.0.0.3 tcp 80: ++"],
+        );
+    }
+    let spec = "{serviceAccountSelector: '!has(other)'}";
+    case(&[policy("GlobalNetworkPolicy", "p", spec)], &["10.0.0.1 > 10.0.0.3 tcp 80: +-"]);
 }
 
 #[test]

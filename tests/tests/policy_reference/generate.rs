@@ -51,6 +51,7 @@ pub(crate) fn object(
 }
 
 pub(crate) const CALICO: &str = "projectcalico.org/v3";
+const STORED: &str = "crd.projectcalico.org/v1";
 
 fn labels(rng: &mut Rng) -> Value {
     let mut labels = Map::new();
@@ -132,6 +133,10 @@ fn host(rng: &mut Rng, at: usize, remote: bool) -> Value {
     }
     let spec = json!({"node": "n1", "interfaceName": "eth0", "expectedIPs": addresses, "ports": ports(rng, "port")});
     let mut host = object(CALICO, "HostEndpoint", None, &format!("h{at}"), spec);
+    if rng.once_in(3) {
+        let profiles = [json!(["kns.prod"]), json!(["ksa.dev.api", "kns.test", "kns.prod"])];
+        host["spec"]["profiles"] = rng.pick(&profiles);
+    }
     host["metadata"]["labels"] = own_labels(rng);
     host
 }
@@ -401,7 +406,11 @@ fn calico_policy(rng: &mut Rng, name: &str) -> Value {
         (false, true) => "StagedNetworkPolicy",
     };
     let namespace = (!global).then(|| rng.pick(&NAMESPACES));
-    object(CALICO, kind, namespace, name, spec.into())
+    let mut policy = object(CALICO, kind, namespace, name, spec.into());
+    if rng.once_in(12) {
+        policy["apiVersion"] = STORED.into();
+    }
+    policy
 }
 
 fn policy(rng: &mut Rng, name: &str) -> Value {
@@ -449,8 +458,13 @@ pub(crate) fn clusters(rng: &mut Rng) -> Clusters {
 
 /// A kind, namespace and name that users see.
 pub(crate) fn key(object: &Value) -> [String; 4] {
-    ["/apiVersion", "/kind", "/metadata/namespace", "/metadata/name"]
-        .map(|path| object.pointer(path).and_then(Value::as_str).unwrap_or_default().to_owned())
+    let mut key = ["/apiVersion", "/kind", "/metadata/namespace", "/metadata/name"]
+        .map(|path| object.pointer(path).and_then(Value::as_str).unwrap_or_default().to_owned());
+    // In either group it is one object.
+    if key[0] == STORED {
+        CALICO.clone_into(&mut key[0]);
+    }
+    key
 }
 
 fn without_repeats(clusters: &mut Clusters) {
@@ -478,9 +492,7 @@ pub(crate) fn edit(rng: &mut Rng, clusters: &mut Clusters) {
         6 => clusters.local.splice(0..0, base(rng)).for_each(drop),
         _ => {
             let at = rng.below(clusters.local.len());
-            if clusters.local[at]["kind"] != "Namespace" {
-                clusters.local.remove(at);
-            }
+            clusters.local.remove(at);
         }
     }
     without_repeats(clusters);

@@ -99,6 +99,9 @@ fn in_storage(object: &Value) -> Value {
     stored["apiVersion"] = "crd.projectcalico.org/v1".into();
     let kind = object["kind"].as_str().unwrap_or_default();
     let meta = &object["metadata"];
+    if kind.ends_with("NetworkPolicy") && !kind.contains("Kubernetes") {
+        fill_types(&mut stored["spec"]);
+    }
     let mut real = json!({"creationTimestamp": null});
     if kind.ends_with("NetworkPolicy") && !kind.contains("Kubernetes") {
         let name = meta["name"].as_str().unwrap_or_default();
@@ -115,6 +118,20 @@ fn in_storage(object: &Value) -> Value {
     }
     stored["metadata"]["annotations"] = json!({"projectcalico.org/metadata": real.to_string()});
     stored
+}
+
+/// Calico's API puts in the types that the rules stand for.
+fn fill_types(spec: &mut Value) {
+    let rules = |list: &str| spec[list].as_array().is_some_and(|rules| !rules.is_empty());
+    if spec["types"].as_array().is_some_and(|types| !types.is_empty()) {
+        return;
+    }
+    let types = match (rules("ingress"), rules("egress")) {
+        (_, false) => json!(["Ingress"]),
+        (false, true) => json!(["Egress"]),
+        (true, true) => json!(["Ingress", "Egress"]),
+    };
+    spec["types"] = types;
 }
 
 fn query(packet: &Packet) -> Query {
@@ -269,7 +286,7 @@ fn verdicts_are_as_the_manifests_read() {
     println!(
         "{pairs} pairs of a state of the clusters and a packet agree ({} states, seeds {first} to \
          {}): {allowed} sides allowed and {denied} denied by a rule, {defaults} denied by a tier's \
-         default action, {profiles} allowed by a profile",
+         default action, {profiles} decided by a profile",
         (seed - first) as usize * (EDITS + 1),
         seed - 1,
     );

@@ -37,6 +37,7 @@ impl State {
                 labels: Arc::new(own),
                 nets: vec![Prefix::host(addr.into())],
                 ports: Vec::new(),
+                profile: true,
             }
         };
         self.pods.iter().map(identity).collect()

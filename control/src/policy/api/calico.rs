@@ -1,12 +1,12 @@
 //! Calico's Tier, its policies and its network sets.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tieline_dataplane::addr::Prefix;
 
 use super::fields::{Object, Result, choice, loose_net, order, quoted, string};
 use super::meta::{Meta, is_subdomain};
 use super::rule::{self, Rule, Side};
-use super::{ApiError, PolicyKind};
+use super::{ApiError, CALICO_STORAGE, PolicyKind};
 use crate::policy::model::TierAction;
 use crate::policy::selector::Selector;
 use crate::state::Labels;
@@ -79,7 +79,7 @@ pub struct Policy {
     pub namespace_selector: Option<Selector>,
     /// `spec.serviceAccountSelector`.
     pub service_account_selector: Option<Selector>,
-    /// `spec.types` as it is written.
+    /// `spec.types` as it is written; both where a stored object has none.
     pub types: Vec<PolicyType>,
     /// `spec.ingress`.
     pub ingress: Vec<Rule>,
@@ -156,15 +156,24 @@ pub(super) fn network_set(object: &Value, meta: &Meta) -> Result<NetworkSet> {
 }
 
 pub(super) fn policy(kind: PolicyKind, object: &Value) -> Result<Policy> {
-    Object::closed(object, TOP)?.required("spec", |spec| {
+    let stored = object["apiVersion"] == CALICO_STORAGE;
+    let read = |spec| {
         let spec = Object::closed(spec, &known_fields(kind))?;
-        let policy = read_policy(kind, spec)?;
+        let mut policy = read_policy(kind, spec)?;
         check_policy(&policy)?;
         if policy.staged_action == StagedAction::Delete {
             check_deletion(&policy)?;
         }
+        // Calico's API fills in the types as an object is written. One that is
+        // stored without them was written past it, and counts both ways.
+        if stored && policy.types.is_empty() {
+            policy.types = vec![PolicyType::Ingress, PolicyType::Egress];
+        }
         Ok(policy)
-    })
+    };
+    let fields = Object::closed(object, TOP)?;
+    // Only the newer group's schema asks for a spec.
+    if stored && !fields.has("spec") { read(&json!({})) } else { fields.required("spec", read) }
 }
 
 fn known_fields(kind: PolicyKind) -> Vec<&'static str> {

@@ -21,6 +21,14 @@ pub(crate) struct Matcher {
     unconditional: Vec<u32>,
 }
 
+/// Changes what is at a key, which is copied only if it is new: most are not.
+fn under<V: Default>(map: &mut HashMap<Box<str>, V>, key: &str, change: impl FnOnce(&mut V)) {
+    match map.get_mut(key) {
+        Some(value) => change(value),
+        None => change(map.entry(key.into()).or_default()),
+    }
+}
+
 impl Matcher {
     /// Prepares selectors; their numbers are their places.
     pub(crate) fn new<S: Borrow<Selector>>(selectors: &[S]) -> Self {
@@ -30,13 +38,14 @@ impl Matcher {
             match selector.requirement() {
                 None => matcher.unconditional.push(id),
                 Some(Requirement::Present(key)) => {
-                    matcher.by_key.entry(key.into()).or_default().push(id);
+                    under(&mut matcher.by_key, key, |waiting| waiting.push(id));
                 }
                 Some(Requirement::OneOf(key, values)) => {
-                    let waiting = matcher.by_value.entry(key.into()).or_default();
-                    for value in values {
-                        waiting.entry(value.clone()).or_default().push(id);
-                    }
+                    under(&mut matcher.by_value, key, |waiting| {
+                        for value in values {
+                            under(waiting, value, |waiting| waiting.push(id));
+                        }
+                    });
                 }
             }
         }

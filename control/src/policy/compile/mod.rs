@@ -40,6 +40,7 @@ use tieline_dataplane::tables::{ClassId, Endpoint, Endpoints, Policies};
 use self::numbers::Memory;
 use self::plan::Plan;
 use self::population::Touched;
+use self::universe::Walk;
 use super::model::{PolicySet, PolicySource};
 use crate::state::{Identity, IdentityKind, ObjectName};
 
@@ -56,7 +57,7 @@ mod universe;
 mod views;
 
 pub use population::Population;
-pub use views::{View, ViewId};
+pub use views::{Profile, View, ViewId};
 
 /// What packets are judged by, and what each decision means. A clone shares
 /// the tables.
@@ -107,6 +108,12 @@ pub enum Decision {
     /// No tier decided, and the profile of the endpoint's namespace allows.
     Profile {
         /// The profile, as in `kns.default`.
+        name: String,
+    },
+    /// No tier decided, and the endpoint's namespace is not there: nothing
+    /// allows.
+    NoProfile {
+        /// The profile that is missing.
         name: String,
     },
 }
@@ -232,10 +239,11 @@ impl Compiler {
         }
         let mut locals = Vec::new();
         let mut addresses = std::mem::take(&mut population.addresses);
+        let mut walk = Walk::default();
         for (addr, known) in &mut addresses {
-            let class = plan.class(*addr, known.owners(), population, memory);
+            let class = plan.next_class(&mut walk, *addr, known.owners(), population, memory);
             let before = known.class.replace(class);
-            if population.locals(known.owners()).next().is_some() {
+            if known.owners().iter().any(|owner| population.views.is_local(*owner)) {
                 locals.push((*addr, class));
             } else if before != Some(class) || touched.addresses.binary_search(addr).is_ok() {
                 let local = population.is_own(*addr);

@@ -14,8 +14,8 @@ use super::enforced::{Active, Enforced};
 use super::numbers::{Memory, Tables};
 use super::population::Population;
 use super::program::{Builder, Shared, Side};
-use super::universe::{FactsId, Universe};
-use super::views::ViewId;
+use super::universe::{FactsId, Universe, Walk};
+use super::views::{Profile, ViewId};
 use super::{Decision, Direction};
 use crate::policy::model::PolicySet;
 
@@ -35,7 +35,7 @@ pub(super) struct Plan {
     active: Active,
     peers: Universe,
     locals: Universe,
-    classes: HashMap<(bool, FactsId), ClassId>,
+    classes: Classes,
     /// Classes that the tables don't have yet.
     fresh: Vec<(ClassId, bool, FactsId)>,
     builder: Builder,
@@ -50,6 +50,37 @@ pub(super) struct Plan {
     first: (usize, usize),
 }
 
+/// Classes by family and facts.
+#[derive(Debug, Default)]
+struct Classes {
+    of: [Vec<Option<ClassId>>; 2],
+    number: usize,
+}
+
+impl Classes {
+    fn get(&self, v6: bool, facts: FactsId) -> Option<ClassId> {
+        self.of[usize::from(v6)].get(facts as usize).copied().flatten()
+    }
+
+    /// Sets a class that is not there yet.
+    fn set(&mut self, v6: bool, facts: FactsId, class: ClassId) {
+        let of = &mut self.of[usize::from(v6)];
+        let place = facts as usize;
+        if place >= of.len() {
+            of.resize(place + 1, None);
+        }
+        of[place] = Some(class);
+        self.number += 1;
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (ClassId, bool, FactsId)> {
+        [false, true].into_iter().flat_map(|v6| {
+            let of = (0..).zip(&self.of[usize::from(v6)]);
+            of.filter_map(move |(facts, class)| Some(((*class)?, v6, facts)))
+        })
+    }
+}
+
 /// All that an endpoint's tables follow from.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Applies {
@@ -57,8 +88,20 @@ struct Applies {
     policies: Vec<u32>,
     /// What rules see of it as the local end.
     facts: FactsId,
-    /// The namespace whose profile allows what no tier decides.
-    namespace: String,
+    /// What decides where no tier does.
+    profile: Profile,
+}
+
+impl Applies {
+    /// What holds of packets that no tier decides about.
+    fn end(&self, memory: &mut Memory) -> Outcome {
+        let Profile { exists, namespace } = &self.profile;
+        let name = format!("kns.{namespace}");
+        let allow = *exists;
+        let decision =
+            if allow { Decision::Profile { name } } else { Decision::NoProfile { name } };
+        Outcome { allow, rule: memory.decision(decision) }
+    }
 }
 
 impl Plan {
@@ -74,14 +117,16 @@ impl Plan {
         let (mut peers, mut locals) = (Atoms::default(), Atoms::default());
         let places: BTreeSet<u32> = applied.values().flatten().copied().collect();
         let active = enforced.active(places, &mut peers, &mut locals, memory);
-        let unknown = [((false, 0), ClassId::UNKNOWN_V4), ((true, 0), ClassId::UNKNOWN_V6)];
+        let mut classes = Classes::default();
+        classes.set(false, 0, ClassId::UNKNOWN_V4);
+        classes.set(true, 0, ClassId::UNKNOWN_V6);
         Self {
             peers: Universe::new(peers, set, population),
             locals: Universe::new(locals, set, population),
             enforced,
             applied,
             active,
-            classes: unknown.into_iter().collect(),
+            classes,
             fresh: Vec::new(),
             builder: Builder::default(),
             shared: Shared::default(),
@@ -96,7 +141,7 @@ impl Plan {
     /// Whether so much has been added that starting again is worth it.
     pub(super) fn is_bloated(&self) -> bool {
         let (classes, tables) = self.first;
-        self.classes.len() > classes + (classes / 4).max(SPARE_CLASSES)
+        self.classes.number > classes + (classes / 4).max(SPARE_CLASSES)
             || self.known.len() > 2 * tables + SPARE_TABLES
     }
 
@@ -163,13 +208,28 @@ impl Plan {
         self.class_of(!addr.is_v4(), facts, memory)
     }
 
+    /// The class of the next of many addresses in ascending order.
+    pub(super) fn next_class(
+        &mut self,
+        walk: &mut Walk,
+        addr: Addr,
+        owners: &[ViewId],
+        population: &Population,
+        memory: &mut Memory,
+    ) -> ClassId {
+        let facts = self.peers.next_address(walk, addr, owners, population);
+        self.class_of(!addr.is_v4(), facts, memory)
+    }
+
     fn class_of(&mut self, v6: bool, facts: FactsId, memory: &mut Memory) -> ClassId {
-        *self.classes.entry((v6, facts)).or_insert_with(|| {
-            let content = self.peers.content(facts, memory);
-            let class = memory.class(v6, content);
-            self.fresh.push((class, v6, facts));
-            class
-        })
+        if let Some(class) = self.classes.get(v6, facts) {
+            return class;
+        }
+        let content = self.peers.content(facts, memory);
+        let class = memory.class(v6, content);
+        self.fresh.push((class, v6, facts));
+        self.classes.set(v6, facts, class);
+        class
     }
 
     /// The classes of addresses that nobody has, by longest prefix.
@@ -183,8 +243,7 @@ impl Plan {
 
     /// Begins to make tables, of all classes that there are.
     pub(super) fn start_tables(&mut self) {
-        let mut all: Vec<_> =
-            self.classes.iter().map(|((v6, facts), id)| (*id, *v6, *facts)).collect();
+        let mut all: Vec<_> = self.classes.iter().collect();
         all.sort_unstable();
         self.fresh.clear();
         self.builder = Builder::new(&self.peers, &all);
@@ -205,8 +264,7 @@ impl Plan {
             if !fresh.iter().any(|(_, of, _)| of == v6) {
                 continue;
             }
-            let profile = Decision::Profile { name: format!("kns.{}", applies.namespace) };
-            let end = Outcome { allow: true, rule: memory.decision(profile) };
+            let end = applies.end(memory);
             let local = self.locals.facts(applies.facts);
             let mut extend = |direction, table| {
                 let tiers = self.enforced.tiers(direction, &applies.policies, &self.active);
@@ -231,17 +289,15 @@ impl Plan {
         memory: &mut Memory,
     ) -> Option<PolicyId> {
         let mut policies = Vec::new();
-        let mut namespace: Option<&str> = None;
-        for (view, labels) in population.locals(owners) {
+        for (_, labels) in population.locals(owners) {
             policies.extend_from_slice(self.applied.get(&labels).map_or(&[], Vec::as_slice));
-            let own = view.namespace.as_str();
-            namespace = Some(namespace.map_or(own, |other| other.min(own)));
         }
+        let locals = population.locals(owners);
+        let profile = locals.filter_map(|(view, _)| view.profile.as_ref()).min()?.clone();
         policies.sort_unstable();
         policies.dedup();
-        let namespace = namespace?.to_owned();
         let facts = self.locals.address(addr, owners, population);
-        let applies = Applies { policies, facts, namespace };
+        let applies = Applies { policies, facts, profile };
         Some(self.policy_of(!addr.is_v4(), applies, memory))
     }
 
@@ -253,7 +309,7 @@ impl Plan {
         let applies = &key.1;
         let names: Vec<_> = applies.policies.iter().map(|at| self.enforced.name(*at)).collect();
         let facts = self.locals.content(applies.facts, memory);
-        let hash = memory.hash((v6, names, facts, &applies.namespace));
+        let hash = memory.hash((v6, names, facts, &applies.profile));
         let id = memory.policy(hash);
         let ingress = self.table(Direction::Ingress, v6, applies, memory);
         let egress = self.table(Direction::Egress, v6, applies, memory);
@@ -279,8 +335,7 @@ impl Plan {
             return table.clone();
         }
         let tiers = self.enforced.tiers(direction, &applies.policies, &self.active);
-        let profile = Decision::Profile { name: format!("kns.{}", applies.namespace) };
-        let end = Outcome { allow: true, rule: memory.decision(profile) };
+        let end = applies.end(memory);
         let local = self.locals.facts(applies.facts);
         let side = Side { direction, v6, tiers: &tiers, local, end };
         let (table, reaches_end) = self.builder.table(&self.peers, &mut self.shared, side);
@@ -299,7 +354,7 @@ impl Plan {
     /// before are the very same. Returns them if any is not.
     pub(super) fn end(&mut self, memory: &mut Memory, before: &[Tables]) -> Option<&[Tables]> {
         memory.end(&mut self.tables, before);
-        self.first = (self.classes.len(), self.known.len());
+        self.first = (self.classes.number, self.known.len());
         self.tables_changed = false;
         let pointers = |tables: &[Tables]| -> Vec<_> {
             tables.iter().map(|table| table.as_ref().map(Arc::as_ptr)).collect()

@@ -16,6 +16,12 @@ use crate::policy::model::PolicySet;
 /// Number of some [`Facts`]; 0 are those of an address that no question fits.
 pub(super) type FactsId = u32;
 
+const NOT_ASKED: FactsId = FactsId::MAX;
+
+/// How far a pass over ascending addresses has come in the nets, IPv4 and IPv6.
+#[derive(Debug, Default)]
+pub(super) struct Walk([usize; 2]);
+
 /// Answers the questions of one [`Atoms`] for any address. Views must keep
 /// their meaning while it is in use.
 #[derive(Debug)]
@@ -28,8 +34,9 @@ pub(super) struct Universe {
     facts: Interner<Arc<Facts>>,
     /// Selectors that match, by label set.
     matching: HashMap<u32, Arc<[u32]>>,
-    /// Facts that an owner gives its addresses, by view.
-    given: HashMap<ViewId, FactsId>,
+    /// Facts that an owner gives its addresses, by view; `NOT_ASKED` where
+    /// nobody has asked.
+    given: Vec<FactsId>,
     unions: HashMap<(FactsId, FactsId), FactsId>,
     /// For IPv4 and IPv6.
     nets: [NetTree; 2],
@@ -48,7 +55,7 @@ impl Universe {
             names,
             facts: Interner::default(),
             matching: HashMap::default(),
-            given: HashMap::default(),
+            given: Vec::new(),
             unions: HashMap::default(),
             nets: Default::default(),
         };
@@ -75,7 +82,36 @@ impl Universe {
         population: &Population,
     ) -> FactsId {
         let tree = &self.nets[usize::from(!addr.is_v4())];
-        let mut all = tree.holding(addr).map_or(0, |at| tree.0[at].facts);
+        let around = tree.holding(addr).map_or(0, |at| tree.0[at].facts);
+        self.with_owners(around, owners, population)
+    }
+
+    /// The same, of the next of many addresses in ascending order.
+    pub(super) fn next_address(
+        &mut self,
+        walk: &mut Walk,
+        addr: Addr,
+        owners: &[ViewId],
+        population: &Population,
+    ) -> FactsId {
+        let family = usize::from(!addr.is_v4());
+        let tree = &self.nets[family];
+        let after = &mut walk.0[family];
+        while tree.0.get(*after).is_some_and(|node| node.prefix.addr() <= addr) {
+            *after += 1;
+        }
+        let holding = after.checked_sub(1).and_then(|last| tree.climb(last, addr));
+        let around = holding.map_or(0, |at| tree.0[at].facts);
+        self.with_owners(around, owners, population)
+    }
+
+    fn with_owners(
+        &mut self,
+        around: FactsId,
+        owners: &[ViewId],
+        population: &Population,
+    ) -> FactsId {
+        let mut all = around;
         for owner in owners {
             let given = self.given(*owner, population);
             all = self.union(all, given);
@@ -96,8 +132,11 @@ impl Universe {
 
     /// The facts that an owner gives its addresses.
     fn given(&mut self, id: ViewId, population: &Population) -> FactsId {
-        if let Some(given) = self.given.get(&id) {
-            return *given;
+        let place = id as usize;
+        match self.given.get(place) {
+            Some(&NOT_ASKED) => {}
+            Some(given) => return *given,
+            None => self.given.resize(place + 1, NOT_ASKED),
         }
         let Some((view, labels)) = population.view(id) else { return 0 };
         let matching = self
@@ -117,7 +156,7 @@ impl Universe {
         ports.dedup();
         let facts = Facts { selectors: matching.to_vec(), ports, ..Facts::default() };
         let given = self.facts.id(Arc::new(facts));
-        self.given.insert(id, given);
+        self.given[place] = given;
         given
     }
 

@@ -21,7 +21,18 @@ pub struct View {
     pub labels: Arc<Labels>,
     /// Its named ports.
     pub ports: Vec<NamedPort>,
-    /// Of a local workload its namespace, whose profile it has; else empty.
+    /// Of a local workload the profile of its namespace.
+    pub profile: Option<Profile>,
+}
+
+/// What decides about a local workload's packets when no tier does. Ordered so
+/// that of an address's owners the first is the one that counts: one that
+/// denies, if there is any.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Profile {
+    /// Whether it is there; Felix puts a denial in the place of one that is not.
+    pub exists: bool,
+    /// The namespace that it is of.
     pub namespace: String,
 }
 
@@ -33,11 +44,12 @@ impl View {
             kind: identity.kind,
             labels: identity.labels.clone(),
             ports: identity.ports.clone(),
-            namespace: String::new(),
+            profile: None,
         };
-        if view.is_local() {
-            view.namespace.clone_from(&identity.name.namespace);
-        }
+        view.profile = view.is_local().then(|| Profile {
+            exists: identity.profile,
+            namespace: identity.name.namespace.clone(),
+        });
         view
     }
 
@@ -65,6 +77,7 @@ struct Slot {
     /// Number of its label set.
     labels: u32,
     uses: u32,
+    local: bool,
 }
 
 impl Views {
@@ -93,7 +106,8 @@ impl Views {
         };
         view.labels = self.label_sets[number as usize].clone();
         let view = Arc::new(view);
-        let slot = Some(Slot { view: view.clone(), labels: number, uses: 0 });
+        let local = view.is_local();
+        let slot = Some(Slot { view: view.clone(), labels: number, uses: 0, local });
         let id = self.free.pop().unwrap_or(self.slots.len() as ViewId);
         match self.slots.get_mut(id as usize) {
             Some(free) => *free = slot,
@@ -121,6 +135,11 @@ impl Views {
     pub(super) fn get(&self, id: ViewId) -> Option<(&Arc<View>, u32)> {
         let slot = self.slots.get(id as usize)?.as_ref()?;
         Some((&slot.view, slot.labels))
+    }
+
+    /// Whether policies apply here to owners with a view.
+    pub(super) fn is_local(&self, id: ViewId) -> bool {
+        self.slots.get(id as usize).is_some_and(|slot| slot.as_ref().is_some_and(|it| it.local))
     }
 
     /// Whether more views are kept without use than with.

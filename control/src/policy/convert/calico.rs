@@ -102,10 +102,23 @@ fn main_selector(policy: &api::Policy, namespace: Option<&str>) -> Selector {
     if let Some(namespaces) = &policy.namespace_selector {
         whole = whole.and(&in_namespaces(namespaces));
     }
-    if let Some(accounts) = &policy.service_account_selector {
-        whole = whole.and(&accounts.prefixed(OF_SERVICE_ACCOUNT));
+    match &policy.service_account_selector {
+        Some(accounts) if namespace.is_none() => in_accounts(&whole, accounts, policy),
+        Some(accounts) => whole.and(&accounts.prefixed(OF_SERVICE_ACCOUNT)),
+        None => whole,
     }
-    whole
+}
+
+/// In a global policy `all()` among service accounts means "has one". Calico
+/// replaces it in the text that also has the policy's own selector; a selector
+/// of namespaces has replaced it there before.
+fn in_accounts(whole: &Selector, accounts: &Selector, policy: &api::Policy) -> Selector {
+    let any = Selector::has(SERVICE_ACCOUNT);
+    let accounts = accounts.prefixed(OF_SERVICE_ACCOUNT).replacing(&any, &any);
+    if policy.namespace_selector.is_none() && policy.selector.is_some() {
+        return whole.replacing(&any, &any).and(&accounts);
+    }
+    whole.and(&accounts)
 }
 
 /// `at` is the rule's path, `namespace` that of a namespaced policy.

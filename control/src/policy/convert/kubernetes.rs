@@ -214,7 +214,7 @@ fn cluster_rule(
             }
             ClusterPeer::Unsupported(kind) => {
                 let at = format!("{at}.{list}[{place}].{kind}");
-                return fail_closed(rule.action, &at, notes);
+                return fail_closed(rule.action, direction, &at, notes);
             }
         }
     }
@@ -234,11 +234,14 @@ fn cluster_peer(subject: &Subject) -> Entity {
 }
 
 /// What the API asks for where a peer can't be told: Accept nothing, deny all.
-fn fail_closed(action: Action, at: &str, notes: &mut Notes<'_>) -> Vec<Rule> {
+fn fail_closed(action: Action, direction: &str, at: &str, notes: &mut Notes<'_>) -> Vec<Rule> {
+    let does = if action == Action::Allow { "accepts nothing" } else { "denies everything" };
+    let networks = if direction == "egress" { "networks, " } else { "" };
+    notes.error(format!(
+        "{at}: is not supported, so the rule {does}; write {networks}namespaces or pods"
+    ));
     if action == Action::Allow {
-        notes.error(format!("{at}: is not supported, so the rule accepts nothing"));
         return Vec::new();
     }
-    notes.error(format!("{at}: is not supported, so the rule denies everything"));
     vec![anything(Action::Deny)]
 }

@@ -74,6 +74,8 @@ pub struct Converter {
 struct Entry {
     object: Arc<PolicyObject>,
     policy: Option<Placed>,
+    /// The services that the policy's rules name.
+    services: BTreeSet<ObjectName>,
     conditions: Vec<Condition>,
 }
 
@@ -102,25 +104,19 @@ impl Converter {
         if self.objects.0.is_same(&objects.0) {
             return false;
         }
-        self.objects = objects.clone();
-        let unchanged = self.entries.len() == objects.0.len()
-            && self.entries.iter().zip(&objects.0).all(|((known, entry), (key, object))| {
-                Arc::ptr_eq(&entry.object, object) && known == key
-            });
-        if unchanged {
-            return false;
-        }
-        // Both maps are in the same order: one walk over the two.
-        let mut known = std::mem::take(&mut self.entries).into_iter().peekable();
-        let entries = objects.0.iter().map(|(key, object)| {
-            while known.next_if(|(known, _)| known < key).is_some() {}
-            match known.next_if(|(known, _)| known == key) {
-                Some((key, entry)) if Arc::ptr_eq(&entry.object, object) => (key, entry),
-                _ => (key.clone(), Entry::new(key.0, &key.1, object.clone())),
+        let old = std::mem::replace(&mut self.objects, objects.clone());
+        let mut changed = false;
+        for (key, _, object) in old.0.diff(&objects.0) {
+            changed = true;
+            match object {
+                Some(object) => {
+                    let entry = Entry::new(key.0, &key.1, object.clone());
+                    self.entries.insert(key.clone(), entry);
+                }
+                None => drop(self.entries.remove(key)),
             }
-        });
-        self.entries = entries.collect();
-        true
+        }
+        changed
     }
 
     fn assemble(&self) -> PolicySet {
@@ -145,7 +141,8 @@ impl Converter {
                 members.entry(&placed.tier).or_default().push(placed);
             }
         }
-        for ((kind, name), entry) in &self.entries {
+        let lost = members.keys().any(|tier| !known.contains_key(tier));
+        for ((kind, name), entry) in self.entries.iter().filter(|_| lost) {
             if let Some(placed) = &entry.policy
                 && !known.contains_key(placed.tier.as_str())
             {
@@ -172,13 +169,7 @@ impl Converter {
         let mut services: BTreeMap<ObjectName, BTreeSet<ServiceEndpoint>> = self
             .entries
             .values()
-            .filter_map(|entry| entry.policy.as_ref())
-            .flat_map(|placed| [&placed.policy.ingress, &placed.policy.egress])
-            .flatten()
-            .flatten()
-            .flat_map(|rule| [&rule.source.service, &rule.destination.service])
-            .flatten()
-            .filter(|name| !name.namespace.is_empty())
+            .flat_map(|entry| &entry.services)
             .map(|name| (name.clone(), BTreeSet::new()))
             .collect();
         if services.is_empty() {
@@ -210,8 +201,15 @@ impl Entry {
             | PolicyObject::NetworkSet(_)
             | PolicyObject::EndpointSlice(_) => None,
         };
-        Self { object, policy, conditions }
+        let services = policy.as_ref().map(services_of).unwrap_or_default();
+        Self { object, policy, services, conditions }
     }
+}
+
+fn services_of(placed: &Placed) -> BTreeSet<ObjectName> {
+    let rules = [&placed.policy.ingress, &placed.policy.egress].into_iter().flatten().flatten();
+    let services = rules.flat_map(|rule| [&rule.source.service, &rule.destination.service]);
+    services.flatten().filter(|name| !name.namespace.is_empty()).cloned().collect()
 }
 
 impl Placed {

@@ -290,6 +290,22 @@ fn main_selectors() {
         selector("gnp", "{selector: 'has(a)', namespaceSelector: 'all()'}"),
         "(has(a) && has(projectcalico.org/namespace))"
     );
+    let account = "has(projectcalico.org/serviceaccount)";
+    for (spec, wanted) in [
+        ("{serviceAccountSelector: 'all()'}", account.to_owned()),
+        ("{serviceAccountSelector: '!all()'}", format!("!{account}")),
+        (
+            "{selector: 'all()', serviceAccountSelector: '!has(x)'}",
+            format!("({account} && !has(pcsa.x))"),
+        ),
+        (
+            "{selector: 'all()', namespaceSelector: 'has(t)', serviceAccountSelector: '!has(x)'}",
+            "(has(pcns.t) && !has(pcsa.x))".to_owned(),
+        ),
+    ] {
+        assert_eq!(selector("gnp", spec), wanted, "{spec}");
+    }
+    assert_eq!(selector("np", "{serviceAccountSelector: 'all()'}"), in_n);
     assert_eq!(selector("knp", "{podSelector: {}}"), format!("({in_n} && {k8s})"));
     assert_eq!(
         selector(

@@ -44,7 +44,8 @@ pub enum ExplainError {
     NoCluster(String),
     /// A namespace that is not known, of a hypothetical pod.
     #[error(
-        "no namespace {namespace:?} in cluster {cluster}: what a pod there inherits is not known"
+        "no namespace {namespace:?} in cluster {cluster}: what a pod there inherits is not known; \
+         add the Namespace or name another"
     )]
     NoNamespace {
         /// The cluster that was meant.

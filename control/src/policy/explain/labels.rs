@@ -65,12 +65,9 @@ fn spoken(selector: &Selector) -> (Option<String>, String) {
             About::NamespaceLabels => {
                 rest.push(format!("in namespaces with {}", without("pcns.")));
             }
-            About::Account => rest.push(format!(
-                "of service account{}",
-                text.strip_prefix(SERVICE_ACCOUNT).unwrap_or(text)
-            )),
+            About::Account => rest.push(account(text)),
             About::AccountLabels => {
-                rest.push(format!("of service accounts with {}", without("pcsa.")));
+                rest.push(format!("whose service account matches {}", without("pcsa.")));
             }
             About::Own => own.push(condition),
         }
@@ -81,12 +78,13 @@ fn spoken(selector: &Selector) -> (Option<String>, String) {
         [only] => Some(bare(only.as_str()).to_owned()),
         all => Some(all.iter().map(Selector::as_str).collect::<Vec<_>>().join(" && ")),
     };
-    (own, rest.iter().map(|part| format!(" {part}")).collect())
+    (own, if rest.is_empty() { String::new() } else { format!(" {}", rest.join(" and ")) })
 }
 
 /// How many conditions of a selector stand in the way.
 pub(super) fn failing(selector: &Selector, peer: &Peer<'_>) -> usize {
-    let Some(owner) = peer.owners.first() else { return 1 };
+    // Nothing that is not known has labels: that is further than one of them.
+    let Some(owner) = peer.owners.first() else { return 2 };
     selector.conjuncts().iter().filter(|condition| !condition.matches(&owner.labels)).count()
 }
 
@@ -97,6 +95,19 @@ fn namespace(text: &str) -> String {
         (None, false, true) => "in any namespace".to_owned(),
         (None, true, true) => "in no namespace".to_owned(),
         _ => format!("with {text}"),
+    }
+}
+
+fn account(text: &str) -> String {
+    let rest = text.strip_prefix(SERVICE_ACCOUNT).unwrap_or_default();
+    let set = rest.strip_prefix(" in {").and_then(|rest| rest.strip_suffix('}'));
+    match set.or(rest.strip_prefix(" == ")) {
+        Some(names) => {
+            format!("with service account {}", names.replace('"', "").replace(", ", " or "))
+        }
+        None if text.starts_with("has(") => "with any service account".to_owned(),
+        None if text.starts_with("!has(") => "with no service account".to_owned(),
+        None => format!("with {text}"),
     }
 }
 

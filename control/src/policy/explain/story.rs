@@ -8,7 +8,7 @@ use tieline_dataplane::addr::Addr;
 use tieline_dataplane::tables::L4;
 
 use super::hypothetical::is_hypothetical;
-use super::words::{describe, distance, failures};
+use super::words::{OTHER_PROTOCOL, describe, distance, failures};
 use super::{DecidedBy, EndpointInfo, IdentityInfo, Side};
 use crate::policy::compile::{Decision, Direction};
 use crate::policy::model::{Action, Policy, PolicySet, PolicySource, Rule, Tier, TierAction};
@@ -237,7 +237,7 @@ pub(super) fn side(
             side.decided_by = DecidedBy::TierDefault;
             side.tier = Some(tier.clone());
         }
-        Decision::Profile { name } => {
+        Decision::Profile { name } | Decision::NoProfile { name } => {
             side.decided_by = DecidedBy::Profile;
             side.profile = Some(name.clone());
         }
@@ -285,6 +285,11 @@ pub(super) fn reason(
                 packet.ends(direction).0.name(),
             )
         }
+        Decision::NoProfile { name } => format!(
+            "{by} default: no tier decides, and profile {name}, which would, is missing; there is \
+             no object Namespace {}: add it",
+            name.strip_prefix("kns.").unwrap_or(name),
+        ),
         Decision::Profile { name } => {
             let enforced = |tier| applying(tier, direction, packet).any(|(it, _)| !it.staged);
             let why = if set.tiers.iter().any(enforced) {
@@ -339,7 +344,12 @@ pub(super) fn without_rule(
             return Some(format!("denied by the default action of tier {}", tier.name));
         }
     }
-    Some("allowed by the profile of its namespace".to_owned())
+    let has_profile = packet.ends(direction).0.selectable().all(|owner| owner.profile);
+    Some(if has_profile {
+        "allowed by the profile of its namespace".to_owned()
+    } else {
+        "denied, because its namespace is not there".to_owned()
+    })
 }
 
 /// The tiers and policies considered, up to what decided.
@@ -442,6 +452,9 @@ pub(super) fn near_misses(trace: &[TierTrace], allow: bool) -> Vec<NearMiss> {
         }
     }
     near.sort_by_key(|(distance, _)| *distance);
+    if near.first().is_some_and(|(distance, _)| *distance < OTHER_PROTOCOL) {
+        near.retain(|(distance, _)| *distance < OTHER_PROTOCOL);
+    }
     let mut near: Vec<NearMiss> = near.into_iter().map(|(_, miss)| miss).collect();
     // Of several rules that come from one, the nearest tells it.
     let mut told = HashSet::new();

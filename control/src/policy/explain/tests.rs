@@ -60,6 +60,7 @@ fn pod(cluster: &str, name: &str, node: &str, address: &str, role: &str) -> Iden
         labels: Arc::new([("role".to_owned(), role.to_owned())].into()),
         nets: vec![address.parse().expect("an address")],
         ports: vec![NamedPort { name: "http".into(), protocol: 6, port: 8080 }],
+        profile: true,
     }
 }
 
@@ -101,10 +102,12 @@ fn derived() -> Derived {
         pod("db", "b/six", "r1", "fd00::9", "tmp"),
     ];
     let remote = RemoteCluster { overlay: true, objects: Arc::default() };
+    let mut objects = ClusterObjects::default();
+    objects.namespaces.insert("a".into(), Arc::default());
     let world = World {
         node: "n1".into(),
         include_local_vteps: false,
-        local: Arc::new(ClusterObjects::default()),
+        local: Arc::new(objects),
         remotes: BTreeMap::from([("db".into(), remote)]),
     };
     let compiled = compile(&policies, &identities);
@@ -175,6 +178,57 @@ fn what_nearly_matched_is_told() {
             (1, &vec!["destination port 80 is not http (8080)".to_owned()]),
             (2, &vec!["destination port 80 is not 443".to_owned()]),
         ]
+    );
+}
+
+/// The nearest miss is one that the user could mean.
+#[test]
+fn near_misses_are_of_the_same_protocol_and_nearest_first() {
+    let mut derived = derived();
+    let mut policies = (*derived.policies).clone();
+    let mut api = (*policies.tiers[2].policies[0]).clone();
+    let own = api.ingress.take().expect("rules");
+    let mut dns = rule(Action::Allow, Entity::default(), Entity::default());
+    dns.protocol = Some(17);
+    let net = |text: &str| vec![text.parse().expect("a net")];
+    let nets =
+        Entity { nets: net("192.0.2.0/24"), not_nets: net("192.0.2.128/25"), ..Entity::default() };
+    let block = rule(Action::Allow, nets, Entity::default());
+    let rules = [vec![dns], own, vec![block]].concat();
+    api.ingress =
+        Some(rules.into_iter().enumerate().map(|(origin, of)| Rule { origin, ..of }).collect());
+    policies.tiers[2].policies[0] = Arc::new(api);
+    derived.policies = Arc::new(policies);
+    derived.compiled = compile(&derived.policies, derived.identities());
+    let ask = |from: &str, port: u16| {
+        let query = json!({"from": from, "to": "a/api", "port": port});
+        let query = serde_json::from_value(query).expect("a query");
+        let side = explain(&derived, &query).expect("an answer").ingress.expect("ingress");
+        side.near_misses.into_iter().map(|miss| (miss.rule, miss.failed)).collect::<Vec<_>>()
+    };
+    let near = ask("192.0.2.200", 8080);
+    assert_eq!(near.iter().map(|(rule, _)| *rule).collect::<Vec<_>>(), [3, 4, 2]);
+    assert_eq!(near[1].1, ["source 192.0.2.200 is in 192.0.2.128/25, which the rule excludes"]);
+}
+
+/// Without its namespace nothing allows, and the answer says what to do.
+#[test]
+fn a_missing_namespace_is_said() {
+    let mut derived = derived();
+    let mut identities = derived.identities().to_vec();
+    identities[0].profile = false;
+    let compiled = compile(&derived.policies, &identities);
+    let (world, resolved) = (derived.world.clone(), (*derived.resolved).clone());
+    derived = Derived::new(world, resolved, identities, derived.policies.clone(), compiled);
+    let query = json!({"from": "a/web", "to": "192.0.2.1", "port": 80});
+    let query = serde_json::from_value(query).expect("a query");
+    let egress = explain(&derived, &query).expect("an answer").egress.expect("egress");
+    assert_eq!((egress.verdict, egress.decided_by), (Verdict::Deny, DecidedBy::Profile));
+    assert_eq!(egress.profile.as_deref(), Some("kns.a"));
+    assert_eq!(
+        egress.reason,
+        "denied by default: no tier decides, and profile kns.a, which would, is missing; there \
+         is no object Namespace a: add it"
     );
 }
 
@@ -282,7 +336,8 @@ fn pods_that_there_are_not() {
     let error = |query| ask(query).expect_err("no answer").to_string();
     assert_eq!(
         error(json!({"from": {"namespace": "nowhere"}, "to": "a/api", "port": 1})),
-        "no namespace \"nowhere\" in cluster local: what a pod there inherits is not known"
+        "no namespace \"nowhere\" in cluster local: what a pod there inherits is not known; add \
+         the Namespace or name another"
     );
     assert!(error(json!({"from": {"cluster": "mars"}, "to": "a/api", "port": 1})).contains("mars"));
     let wrong = |value: Value| {
@@ -315,8 +370,13 @@ fn selectors_are_told_in_the_users_words() {
         ("!has(projectcalico.org/namespace)".to_owned(), "in no namespace"),
         (
             "has(pcsa.x) && projectcalico.org/serviceaccount in {'a'}".to_owned(),
-            "of service accounts with has(x) of service account in {\"a\"}",
+            "whose service account matches has(x) and with service account a",
         ),
+        (
+            "pcns.t == 'x' && projectcalico.org/serviceaccount in {'a', 'b'}".to_owned(),
+            "in namespaces with t == \"x\" and with service account a or b",
+        ),
+        ("has(projectcalico.org/serviceaccount)".to_owned(), "with any service account"),
         ("all()".to_owned(), "matches all()"),
         (k8s.to_owned(), "matches projectcalico.org/orchestrator == \"k8s\""),
     ] {

@@ -100,7 +100,11 @@ impl Side {
         }
         if let Some(Staged { reason, changes, .. }) = &self.staged {
             let same = if *changes { "" } else { " (the same verdict)" };
-            writeln!(f, "           with staged policies enforced: {reason}{same}")?;
+            let would = match reason.strip_prefix("would be ") {
+                Some(would) if would == self.reason => "the same".to_owned(),
+                _ => format!("{reason}{same}"),
+            };
+            writeln!(f, "           with staged policies enforced: {would}")?;
         }
         if let Some(felix) = &self.felix {
             if felix.differs {

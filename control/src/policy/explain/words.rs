@@ -97,16 +97,22 @@ pub(super) fn failures(set: &PolicySet, rule: &Rule, packet: &Packet<'_>) -> Vec
     failed
 }
 
+/// Rules for other protocols are at least this far: nobody who is denied one
+/// would use another.
+pub(super) const OTHER_PROTOCOL: usize = 100;
+
 /// How far a packet is from matching a rule, given the conditions that it fails:
 /// each counts, and so does every label.
 pub(super) fn distance(failed: &[String], rule: &Rule, packet: &Packet<'_>) -> usize {
+    let is_other = rule.protocol.is_some_and(|wanted| wanted != packet.l4.protocol);
+    let other = if is_other { OTHER_PROTOCOL } else { 0 };
     let ends = [(&rule.source, &packet.source), (&rule.destination, &packet.destination)];
     let labels = ends.into_iter().filter_map(|(entity, peer)| {
         let selector = entity.selector.as_ref()?;
         let chosen = peer.owners.iter().any(|owner| selector.matches(&owner.labels));
         (!chosen).then(|| failing(selector, peer).saturating_sub(1))
     });
-    failed.len() + labels.sum::<usize>()
+    other + failed.len() + labels.sum::<usize>()
 }
 
 fn service_failures(set: &PolicySet, rule: &Rule, packet: &Packet<'_>, failed: &mut Vec<String>) {
@@ -141,10 +147,10 @@ fn address_failures(end: &str, entity: &Entity, peer: &Peer<'_>, failed: &mut Ve
     let Peer { addr, owners } = peer;
     let name = peer.name();
     if !entity.nets.is_empty() && !entity.nets.iter().any(|net| net.contains(*addr)) {
-        failed.push(format!("{end} {addr} is not in {}", list(&entity.nets)));
+        failed.push(format!("{end} {addr} is {} {}", none(&entity.nets, "in"), list(&entity.nets)));
     }
     if let Some(net) = entity.not_nets.iter().find(|net| net.contains(*addr)) {
-        failed.push(format!("{end} {addr} is in {net}, which notNets excludes"));
+        failed.push(format!("{end} {addr} is in {net}, which the rule excludes"));
     }
     let chooses = |selector: &&Selector| owners.iter().any(|it| selector.matches(&it.labels));
     if let Some(selector) = entity.selector.as_ref().filter(|selector| !chooses(selector)) {
@@ -179,7 +185,7 @@ fn port_failures(end: &str, entity: &Entity, peer: &Peer<'_>, l4: &L4, failed: &
             }
         });
         let wanted: Vec<String> = wanted.collect();
-        failed.push(format!("{end} {own} is not {}", list(&wanted)));
+        failed.push(format!("{end} {own} is {} {}", none(&wanted, ""), list(&wanted)));
     }
     if entity.not_ports.iter().any(matches) {
         failed.push(format!("{end} {own} is what notPorts excludes"));
@@ -225,6 +231,16 @@ fn port_list(ports: &[PortMatch]) -> String {
         PortMatch::Named(name) => name.clone(),
     });
     list(&words.collect::<Vec<_>>())
+}
+
+/// "not" or "none of", with a preposition.
+fn none<T>(of: &[T], preposition: &str) -> String {
+    match (of, preposition) {
+        ([_], "") => "not".to_owned(),
+        ([_], _) => format!("not {preposition}"),
+        (_, "") => "none of".to_owned(),
+        _ => format!("{preposition} none of"),
+    }
 }
 
 /// The most members of a list that are written out.
