@@ -199,8 +199,11 @@ impl Task {
             Failure::Foreign | Failure::Refused(_) => {
                 leading.held.insert(key, held(times + 4, Some(failure)));
             }
+            // Priority and fairness says how long in a header that the client
+            // keeps to itself, so patience grows.
             Failure::Busy(patience) => {
-                leading.pace.hold_until(now + patience);
+                leading.pace.hold_until(now + patience.max(wait(leading.failures)));
+                leading.failures += 1;
                 self.fail("write", failure);
             }
             Failure::NotFound(_) => {
