@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! run       plan (scenarios, steps) -> work on a rig -> outcome -> page, bars
-//!           rig: bed (namespaces, CPUs) + subject (who routes) + generator, sink
+//!           rig: bed (namespaces, CPUs, devices) + subject (who routes)
+//!                + generator and sink: programs in the kernel, or sockets (stream)
 //! compare   two results
 //! report    the page of kept results
 //! pipeline  the packet path over frames in memory
@@ -23,7 +24,9 @@ use clap::{Parser, Subcommand, ValueEnum};
 mod bars;
 mod bed;
 mod compare;
+mod devices;
 mod flows;
+mod iperf;
 mod machine;
 mod outcome;
 mod page;
@@ -34,6 +37,7 @@ mod report;
 mod rig;
 mod run;
 mod scale;
+mod stream;
 mod subject;
 mod usage;
 mod work;

@@ -4,12 +4,12 @@ use std::fmt::Write as _;
 
 use crate::outcome::human;
 
-/// Colours that the page has (`.c0` to `.c7`); more series share them.
-const COLOURS: usize = 8;
+/// Colours that the page has (`.c0` to `.c11`); more series share them.
+const COLOURS: usize = 12;
 const WIDTH: f64 = 760.0;
 /// Room for the names of groups, or the labels of the vertical axis.
 const LEFT: f64 = 190.0;
-const RIGHT: f64 = 90.0;
+const RIGHT: f64 = 130.0;
 const LINE: f64 = 18.0;
 
 /// A value with the range of its runs.
@@ -37,6 +37,8 @@ pub(super) fn bars(unit: &str, groups: &[String], series: &[Series]) -> String {
     let at = |value: f64| LEFT + (WIDTH - LEFT - RIGHT) * scale.place(value);
     let mut body = String::new();
     let mut y = legend(&mut body, series);
+    // Drawn over the grid.
+    let mut marks = String::new();
     for (number, group) in groups.iter().enumerate() {
         let members = series.iter().filter_map(|series| {
             let point = series.points.iter().find(|point| point.x == number as f64)?;
@@ -48,7 +50,7 @@ pub(super) fn bars(unit: &str, groups: &[String], series: &[Series]) -> String {
             let class = series.colour % COLOURS;
             let tip = escape(&format!("{}: {}", series.name, human(point.value, unit)));
             put(
-                &mut body,
+                &mut marks,
                 format_args!(
                     "<rect class='c{class}' x='{LEFT}' y='{:.1}' width='{length:.1}' height='{:.1}'>\
                  <title>{tip}</title></rect>",
@@ -58,11 +60,11 @@ pub(super) fn bars(unit: &str, groups: &[String], series: &[Series]) -> String {
             );
             let (from, to) = (at(point.least), at(point.most));
             put(
-                &mut body,
+                &mut marks,
                 format_args!("<path class='range' d='M{from:.1} {middle:.1}H{to:.1}'/>"),
             );
             put(
-                &mut body,
+                &mut marks,
                 format_args!(
                     "<text x='{:.1}' y='{:.1}'>{}</text>",
                     to.max(LEFT + length) + 6.0,
@@ -74,7 +76,7 @@ pub(super) fn bars(unit: &str, groups: &[String], series: &[Series]) -> String {
         }
         for (line, words) in wrap(group, 24).iter().enumerate() {
             put(
-                &mut body,
+                &mut marks,
                 format_args!(
                     "<text class='end' x='{:.1}' y='{:.1}'>{}</text>",
                     LEFT - 10.0,
@@ -97,9 +99,8 @@ pub(super) fn bars(unit: &str, groups: &[String], series: &[Series]) -> String {
         );
     }
     let bottom = y - 6.0;
-    if !scale.ticks().is_empty() {
-        y += LINE;
-    }
+    y += LINE;
+    body.push_str(&marks);
     put(&mut body, format_args!("<path class='axis' d='M{LEFT} {top:.1}V{bottom:.1}'/>"));
     frame(y, &body)
 }
@@ -136,10 +137,15 @@ impl Scale {
         }
     }
 
-    /// Round values that are written at the axis of a logarithmic scale.
+    /// Round values that are written at the axis.
     fn ticks(self) -> Vec<f64> {
-        let Self::Logarithmic(least, most) = self else { return Vec::new() };
-        (0..).map(|power| least * 10f64.powi(power)).take_while(|tick| *tick <= most).collect()
+        match self {
+            Self::Linear(most) => ticks(most),
+            Self::Logarithmic(least, most) => {
+                let powers = (0..).map(|power| least * 10f64.powi(power));
+                powers.take_while(|tick| *tick <= most).collect()
+            }
+        }
     }
 }
 

@@ -42,6 +42,8 @@ impl std::error::Error for Missing {}
 pub(crate) struct Needs {
     /// Flows that it must hold at a time.
     pub(crate) flows: u32,
+    /// Whether they are of IPv6 as well.
+    pub(crate) v6: bool,
 }
 
 /// One way to get packets from pods to the remote node.
