@@ -129,6 +129,11 @@ impl Bed {
         Ok(bed)
     }
 
+    /// Whether an end is of this machine.
+    fn has(&self, name: &str) -> bool {
+        self.devices.as_ref().is_none_or(|devices| devices.has(name))
+    }
+
     fn link(&self) -> anyhow::Result<()> {
         let Self { generator, router, sink, .. } = self;
         let ends = [
@@ -139,6 +144,9 @@ impl Bed {
         ];
         if let Some(devices) = &self.devices {
             for (netns, name, mac, address) in ends {
+                if !devices.has(name) {
+                    continue;
+                }
                 devices.take(netns, name, &flows::mac_text(mac), MTU)?;
                 netns.ip([format!("address add {address} dev {name}")])?;
             }
@@ -156,6 +164,24 @@ impl Bed {
             netns.sysctl("net/ipv4/ip_forward", "1")?;
         }
         // Nobody asks for addresses during a measurement.
+        if self.has("g0") {
+            self.wire_pods()?;
+        }
+        if self.has("u0") {
+            self.wire_router()?;
+        }
+        // The far end is the kernel's, whoever routes.
+        if self.has("s0") {
+            self.wire_far_end()?;
+        }
+        self.offloads(Offloads::Pods)?;
+        for (netns, device) in self.ends() {
+            netns.run(|| device::enable_receive_offload(device))??;
+        }
+        Ok(())
+    }
+
+    fn wire_pods(&self) -> anyhow::Result<()> {
         let mac = flows::mac_text;
         self.generator.ip([
             format!("neighbor replace {NODE_SIDE} lladdr {} dev g0 nud permanent", mac(flows::D0)),
@@ -163,6 +189,11 @@ impl Bed {
             format!("address add {}/32 dev g0", flows::local_pod(0)),
             format!("route add default via {NODE_SIDE} src {}", flows::local_pod(0)),
         ])?;
+        Ok(())
+    }
+
+    fn wire_router(&self) -> anyhow::Result<()> {
+        let mac = flows::mac_text;
         self.router.ip([
             format!("neighbor replace {POD_SIDE} lladdr {} dev d0 nud permanent", mac(flows::G0)),
             format!("route add {LOCAL_TUNNEL}/26 via {POD_SIDE} dev d0"),
@@ -171,6 +202,12 @@ impl Bed {
                 mac(flows::S0)
             ),
         ])?;
+        self.steer("d0", true)?;
+        self.steer("u0", true)
+    }
+
+    fn wire_far_end(&self) -> anyhow::Result<()> {
+        let mac = flows::mac_text;
         self.sink.ip([
             format!(
                 "neighbor replace {ROUTER_UNDERLAY} lladdr {} dev s0 nud permanent",
@@ -178,14 +215,7 @@ impl Bed {
             ),
             format!("address add {}/32 dev lo", flows::remote_pod(0)),
         ])?;
-        // The far end is the kernel's, whoever routes.
-        self.far_tunnel()?;
-        self.offloads(Offloads::Pods)?;
-        for (netns, device) in self.ends() {
-            netns.run(|| device::enable_receive_offload(device))??;
-        }
-        self.steer("d0", true)?;
-        self.steer("u0", true)
+        self.far_tunnel()
     }
 
     /// IPv6 on both links. The far end has no tunnel for it: packets are judged
@@ -195,28 +225,32 @@ impl Bed {
         for netns in [&self.router, &self.sink] {
             netns.sysctl("net/ipv6/conf/all/forwarding", "1")?;
         }
-        self.router.ip([
-            format!("address replace {NODE_SIDE_V6}/64 dev d0 nodad"),
-            format!("address replace {}/64 dev u0 nodad", flows::ROUTER_UNDERLAY_V6),
-            format!(
-                "neighbor replace {POD_SIDE_V6} lladdr {} dev d0 nud permanent",
-                mac(flows::G0)
-            ),
-            format!("route replace {}/122 via {POD_SIDE_V6} dev d0", flows::LOCAL_TUNNEL_V6),
-            format!(
-                "neighbor replace {} lladdr {} dev u0 nud permanent",
-                flows::SINK_UNDERLAY_V6,
-                mac(flows::S0)
-            ),
-        ])?;
-        self.sink.ip([
-            format!("address replace {}/64 dev s0 nodad", flows::SINK_UNDERLAY_V6),
-            format!(
-                "neighbor replace {} lladdr {} dev s0 nud permanent",
-                flows::ROUTER_UNDERLAY_V6,
-                mac(flows::U0)
-            ),
-        ])?;
+        if self.has("u0") {
+            self.router.ip([
+                format!("address replace {NODE_SIDE_V6}/64 dev d0 nodad"),
+                format!("address replace {}/64 dev u0 nodad", flows::ROUTER_UNDERLAY_V6),
+                format!(
+                    "neighbor replace {POD_SIDE_V6} lladdr {} dev d0 nud permanent",
+                    mac(flows::G0)
+                ),
+                format!("route replace {}/122 via {POD_SIDE_V6} dev d0", flows::LOCAL_TUNNEL_V6),
+                format!(
+                    "neighbor replace {} lladdr {} dev u0 nud permanent",
+                    flows::SINK_UNDERLAY_V6,
+                    mac(flows::S0)
+                ),
+            ])?;
+        }
+        if self.has("s0") {
+            self.sink.ip([
+                format!("address replace {}/64 dev s0 nodad", flows::SINK_UNDERLAY_V6),
+                format!(
+                    "neighbor replace {} lladdr {} dev s0 nud permanent",
+                    flows::ROUTER_UNDERLAY_V6,
+                    mac(flows::U0)
+                ),
+            ])?;
+        }
         Ok(())
     }
 
@@ -247,9 +281,15 @@ impl Bed {
         Ok(())
     }
 
-    /// The four ends of the links.
-    pub(crate) fn ends(&self) -> [(&Netns, &'static str); 4] {
-        [(&self.generator, "g0"), (&self.router, "d0"), (&self.router, "u0"), (&self.sink, "s0")]
+    /// The ends of the links that are of this machine.
+    fn ends(&self) -> impl Iterator<Item = (&Netns, &'static str)> {
+        let all = [
+            (&self.generator, "g0"),
+            (&self.router, "d0"),
+            (&self.router, "u0"),
+            (&self.sink, "s0"),
+        ];
+        all.into_iter().filter(move |(_, name)| self.has(name))
     }
 
     /// Switches checksum and segmentation offloads.

@@ -5,7 +5,8 @@
 //!                       --router DEV,DEV
 //! ```
 //!
-//! Two cables, or a switch that is told which ports belong together. For each
+//! Two cables, or a switch that is told which ports belong together. The router
+//! can be on another machine, where `tieline-perf route` sets it up. For each
 //! step the devices go into the test bed's namespaces under its names, with its
 //! addresses; behind it they come back with their own name, Ethernet address,
 //! MTU and offloads, up if they were up. A device that is in use is refused.
@@ -28,8 +29,9 @@ const CARRIER: Duration = Duration::from_secs(15);
 /// The devices, and which of them are in a bed.
 #[derive(Debug)]
 pub(crate) struct Devices {
-    /// For g0, d0, u0 and s0.
-    names: [String; 4],
+    /// Names in the bed and on the machine; those of the router are missing where
+    /// it is another machine's, and the others there.
+    names: Vec<(&'static str, String)>,
     taken: Mutex<Option<Vec<Taken>>>,
 }
 
@@ -65,13 +67,22 @@ impl Devices {
     ///
     /// # Errors
     /// One is missing, in use, named twice, or has several queues.
-    pub(crate) fn new(generator: &str, router: &[String], sink: &str) -> anyhow::Result<Self> {
-        let [inner, outer] = router else {
-            bail!("--router takes two devices: that of the pods' side and that of the underlay");
+    pub(crate) fn new(
+        generator: Option<&str>,
+        router: &[String],
+        sink: Option<&str>,
+    ) -> anyhow::Result<Self> {
+        let (inner, outer) = match router {
+            [] => (None, None),
+            [inner, outer] => (Some(inner.as_str()), Some(outer.as_str())),
+            _ => bail!("--router takes two devices: the pods' side's and the underlay's"),
         };
-        let names = [generator, inner.as_str(), outer.as_str(), sink].map(str::to_owned);
-        for (at, name) in names.iter().enumerate() {
-            ensure!(!names[..at].contains(name), "device {name} is named twice");
+        let all = [("g0", generator), ("d0", inner), ("u0", outer), ("s0", sink)];
+        let names: Vec<_> =
+            all.into_iter().filter_map(|(local, name)| Some((local, name?.to_owned()))).collect();
+        for (at, (_, name)) in names.iter().enumerate() {
+            let before = &names[..at];
+            ensure!(!before.iter().any(|(_, one)| one == name), "device {name} is named twice");
             let link = link(None, name)?;
             if let Some(reason) = link.in_use() {
                 bail!("device {name} is in use: {reason}; it must be free for this");
@@ -86,10 +97,15 @@ impl Devices {
         Ok(Self { names, taken: Mutex::new(Some(Vec::new())) })
     }
 
-    /// Moves the one of a name of the bed's into a namespace of the bed's.
+    /// Whether there is one for this end of the bed's.
+    pub(crate) fn has(&self, local: &str) -> bool {
+        self.names.iter().any(|(end, _)| *end == local)
+    }
+
+    /// Moves the one for an end of the bed's into a namespace of the bed's.
     ///
     /// # Errors
-    /// What `ip` says.
+    /// There is none, or what `ip` says.
     pub(crate) fn take(
         &self,
         netns: &Netns,
@@ -97,8 +113,8 @@ impl Devices {
         mac: &str,
         mtu: u32,
     ) -> anyhow::Result<()> {
-        let at = ["g0", "d0", "u0", "s0"].iter().position(|name| *name == local);
-        let name = &self.names[at.unwrap_or(0)];
+        let found = self.names.iter().find(|(end, _)| *end == local);
+        let (_, name) = found.with_context(|| format!("no device for {local}"))?;
         // Held meanwhile: who gives back on a signal must not miss it.
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         let taken = taken.as_mut().context("the devices have been given back")?;
@@ -110,11 +126,15 @@ impl Devices {
         Ok(netns.ip(lines)?)
     }
 
-    /// Waits until the links are up.
+    /// Waits until the links are up. A router that is alone on this machine does
+    /// not: it comes first, and the other ends of its cables after it.
     ///
     /// # Errors
     /// One does not come up.
     pub(crate) fn wait_for_carrier(&self) -> anyhow::Result<()> {
+        if !self.has("g0") {
+            return Ok(());
+        }
         let started = Instant::now();
         let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         for Taken { name, netns, local, .. } in taken.iter().flatten() {
@@ -142,10 +162,11 @@ impl Devices {
 
     /// What they are, for the report.
     pub(crate) fn about(&self) -> String {
-        let [generator, inner, outer, sink] = &self.names;
+        let ends: Vec<String> =
+            self.names.iter().map(|(end, name)| format!("{name} for {end}")).collect();
         format!(
-            "generator {generator}, router {inner} and {outer}, sink {sink}: devices of this \
-             machine; what a device's interrupt does is done on the CPU that it goes to"
+            "{}, of this machine; what a device's interrupt does is done on the CPU that it goes to",
+            ends.join(", ")
         )
     }
 }
@@ -225,7 +246,8 @@ mod tests {
         assert!(used.in_use().unwrap().contains("192.0.2.1"));
         let used = Link { master: Some("br0".to_owned()), ..link };
         assert!(used.in_use().unwrap().contains("br0"));
-        assert!(Devices::new("a", &["b".to_owned()], "c").is_err());
-        assert!(Devices::new("lo", &["lo".to_owned(), "lo".to_owned()], "lo").is_err());
+        assert!(Devices::new(Some("a"), &["b".to_owned()], Some("c")).is_err());
+        let used = Devices::new(Some("lo"), &[], Some("lo")).unwrap_err();
+        assert!(used.to_string().contains("lo is in use"), "{used}");
     }
 }

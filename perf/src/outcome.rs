@@ -137,7 +137,7 @@ impl Row {
             runs,
             median,
             spread: if median == 0.0 { 0.0 } else { spread },
-            repeat: format!("tieline-perf run {} --only {}", at.scenario, at.subject),
+            repeat: format!("tieline-perf run {} --only {}{}", at.scenario, at.subject, at.options),
         }
     }
 
@@ -154,6 +154,8 @@ pub(crate) struct Place {
     pub(crate) subject: String,
     pub(crate) case: String,
     pub(crate) x: Option<f64>,
+    /// What else a command takes to repeat it, with a space before each word.
+    pub(crate) options: String,
 }
 
 impl Results {

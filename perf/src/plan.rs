@@ -8,7 +8,9 @@ use crate::flows::Load;
 use crate::iperf;
 use crate::outcome::{About, BASELINE};
 use crate::stream::{Capture, Shape};
-use crate::subject::{Inside, Kernel, Ovs, Program, Sockets, Subject, Tieline, Vpp, Way, Wire};
+use crate::subject::{
+    Inside, Kernel, Ovs, Program, Remote, Sockets, Subject, Tieline, Vpp, Way, Wire,
+};
 use crate::work::{Effort, Work};
 
 /// One subject under one load.
@@ -323,6 +325,20 @@ impl Choice<'_> {
         }
         steps
     }
+}
+
+/// Those steps that are about traffic and not about the router, once for each
+/// case, with a router on another machine.
+pub(crate) fn remote(steps: Vec<Step>, name: &str) -> Vec<Step> {
+    let of_baseline = |step: &Step| step.subject.name() == BASELINE && step.scenario != "endpoints";
+    let remote = |step: Step| Step { subject: Box::new(Remote(name.to_owned())), ..step };
+    steps.into_iter().filter(of_baseline).map(remote).collect()
+}
+
+/// The subject of a name.
+pub(crate) fn subject(choice: &Choice<'_>, name: &str) -> Option<Box<dyn Subject>> {
+    let steps = SCENARIOS.iter().flat_map(|scenario| choice.steps(scenario));
+    steps.map(|step| step.subject).find(|subject| subject.name() == name)
 }
 
 /// Why a scenario has no steps.

@@ -48,11 +48,21 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 10.0)]
     loss: f64,
     /// A device of this machine that the generator sends from, instead of a veth.
-    #[arg(long, value_name = "DEV", requires = "router", requires = "sink")]
+    #[arg(long, value_name = "DEV", requires = "sink", requires = "between")]
     generator: Option<String>,
     /// The router's devices, the generator's side first.
-    #[arg(long, value_name = "DEV,DEV", value_delimiter = ',', requires = "generator")]
+    #[arg(
+        long,
+        value_name = "DEV,DEV",
+        value_delimiter = ',',
+        requires = "generator",
+        group = "between"
+    )]
     router: Vec<String>,
+    /// The router is on another machine, where `route` has set it up; this is its
+    /// name in the report.
+    #[arg(long, value_name = "NAME", requires = "generator", group = "between")]
+    remote: Option<String>,
     /// The device where packets arrive.
     #[arg(long, value_name = "DEV", requires = "generator")]
     sink: Option<String>,
@@ -62,6 +72,23 @@ pub(crate) struct Options {
     /// Directory for results.json, report.html and report.md.
     #[arg(long, default_value = "tieline-perf")]
     out: PathBuf,
+}
+
+impl Options {
+    /// The options that decide what is measured, as words of a command.
+    fn to_repeat(&self) -> String {
+        let mut words = String::new();
+        let mut word = |name: &str, value: Option<String>| {
+            words.extend(value.map(|value| format!(" --{name} {value}")));
+        };
+        let file = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
+        word("capture", file(&self.capture));
+        word("generator", self.generator.clone());
+        word("router", (!self.router.is_empty()).then(|| self.router.join(",")));
+        word("remote", self.remote.clone());
+        word("sink", self.sink.clone());
+        words
+    }
 }
 
 /// Prints what there is.
@@ -88,11 +115,10 @@ pub(crate) fn list() -> ExitCode {
 pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let chosen = chosen(options)?;
     let cpus = Cpus::choose()?;
-    let devices = match (&options.generator, &options.sink) {
-        (Some(generator), Some(sink)) => {
-            Some(Arc::new(Devices::new(generator, &options.router, sink)?))
-        }
-        _ => None,
+    let (generator, sink) = (options.generator.as_deref(), options.sink.as_deref());
+    let devices = match generator {
+        Some(_) => Some(Arc::new(Devices::new(generator, &options.router, sink)?)),
+        None => None,
     };
     let held = Held::new(devices.clone());
     clear_up_on_signals(&held)?;
@@ -105,6 +131,9 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let capture = capture.map(|capture| &*Box::leak(Box::new(capture)));
     let choice = Choice { program: &program, quick: options.quick, capture };
     let mut steps: Vec<Step> = chosen.iter().flat_map(|scenario| choice.steps(scenario)).collect();
+    if let Some(name) = &options.remote {
+        steps = plan::remote(steps, name);
+    }
     if !options.only.is_empty() {
         steps.retain(|step| options.only.contains(&step.subject.name()));
     }
@@ -126,10 +155,19 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
         loss: options.loss.max(0.0) / 1e6,
         ..effort
     };
+    // A run without steps has gaps to tell.
+    page::write(&results, &options.out)?;
     let mut progress = Progress::new(plan::seconds(&steps, effort), steps.len());
     for step in &steps {
         progress.next(step, effort);
-        match take_step(step, effort, cpus, devices.clone(), &held) {
+        let at = Place {
+            scenario: step.scenario.to_owned(),
+            subject: step.subject.name(),
+            case: step.case.clone(),
+            x: step.x,
+            options: options.to_repeat(),
+        };
+        match take_step(step, effort, cpus, devices.clone(), &held, &at) {
             Ok(rows) => {
                 rows.iter().for_each(|row| progress.tell(row));
                 results.rows.extend(rows);
@@ -199,7 +237,7 @@ fn gap(scenario: &str, subject: &str, reason: String) -> Gap {
 }
 
 /// What has to be undone, at the end as on a signal.
-struct Held(Arc<Mutex<Undo>>);
+pub(crate) struct Held(Arc<Mutex<Undo>>);
 
 struct Undo {
     devices: Option<Arc<Devices>>,
@@ -208,12 +246,12 @@ struct Undo {
 }
 
 impl Held {
-    fn new(devices: Option<Arc<Devices>>) -> Self {
+    pub(crate) fn new(devices: Option<Arc<Devices>>) -> Self {
         let priorities = Some(First::take());
         Self(Arc::new(Mutex::new(Undo { devices, lab: None, priorities })))
     }
 
-    fn lab(&self, closer: Closer) {
+    pub(crate) fn lab(&self, closer: Closer) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).lab = Some(closer);
     }
 
@@ -242,20 +280,15 @@ fn take_step(
     cpus: Cpus,
     devices: Option<Arc<Devices>>,
     held: &Held,
+    at: &Place,
 ) -> anyhow::Result<Vec<Row>> {
     let bed = Bed::new(cpus, devices)?;
     held.lab(bed.lab.closer());
-    let at = Place {
-        scenario: step.scenario.to_owned(),
-        subject: step.subject.name(),
-        case: step.case.clone(),
-        x: step.x,
-    };
-    measure(&bed, &*step.subject, step.load, step.work, effort, &at)
+    measure(&bed, &*step.subject, step.load, step.work, effort, at)
 }
 
 /// Undoes everything and ends this program when it is told to end.
-fn clear_up_on_signals(held: &Held) -> anyhow::Result<()> {
+pub(crate) fn clear_up_on_signals(held: &Held) -> anyhow::Result<()> {
     let held = held.0.clone();
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("catch signals")?;
     std::thread::spawn(move || {

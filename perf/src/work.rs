@@ -202,7 +202,7 @@ fn rate(rig: &Rig<'_>, effort: Effort, at: &Place) -> anyhow::Result<Vec<Row>> {
         let trials = repeat(runs, || steady(rig, rate, effort.trial))?;
         rows.extend(latencies(&trials, &at));
         let cpu = |trial: &Trial| trial.cpu * 1e9 / trial.seen.received.max(1) as f64;
-        if rate > IDLE_RATE {
+        if rate > IDLE_RATE && rig.running.is_here() {
             rows.push(Row::new(&at, Measure::CPU, trials.iter().map(cpu).collect()));
         }
     }
@@ -303,7 +303,10 @@ fn stream(
         rows.extend(latencies(&trials, &at));
         rows.extend(faults(&trials, &at));
         let cpu = |trial: &Trial| trial.cpu * 1e9 / trial.seen.received.max(1) as f64;
-        rows.push(Row::new(&at, Measure::CPU, trials.iter().map(cpu).collect()));
+        // The wire has no router whose time it would be.
+        if rig.running.in_tunnel() && rig.running.is_here() {
+            rows.push(Row::new(&at, Measure::CPU, trials.iter().map(cpu).collect()));
+        }
     }
     Ok(rows)
 }

@@ -180,7 +180,7 @@ fn named_devices_are_used_and_given_back_as_they_were() {
     assert_eq!(output.status.code(), Some(0), "{said}");
     let results = results(&out);
     assert_eq!(results["gaps"], serde_json::json!([]), "{said}");
-    assert!(results["placement"].as_str().unwrap().contains("cable1 and cable2"), "{results}");
+    assert!(results["placement"].as_str().unwrap().contains("cable2 for u0"), "{results}");
     assert_eq!(medians(&results, "kernel", "forwarded").len(), 2);
     assert_sound(&results, "kernel", 8);
     assert_eq!(devices(&machine), before);
@@ -192,5 +192,49 @@ fn named_devices_are_used_and_given_back_as_they_were() {
     assert_eq!(output.status.code(), Some(2), "{said}");
     assert!(said.contains("cable1 is in use") && said.contains("192.0.2.1"), "{said}");
     assert_eq!(devices(&machine), before);
+    fs::remove_dir_all(out).unwrap();
+}
+
+#[test]
+fn the_router_can_be_another_machines() {
+    if !is_root() {
+        return;
+    }
+    let _turn = turn();
+    let out = scratch("remote");
+    let lab = Lab::new("perftwo").unwrap();
+    let (here, there) = (lab.netns("here").unwrap(), lab.netns("there").unwrap());
+    for (near, far) in [("cable0", "cable1"), ("cable3", "cable2")] {
+        let pair = format!("link add {near} type veth peer name {far} netns {}", there.name());
+        here.ip([pair]).unwrap();
+    }
+    let before = [devices(&here), devices(&there)];
+    let mut command = Command::new(PROGRAM);
+    command.args(["route", "kernel", "--router", "cable1,cable2", "--flows", "1000"]);
+    let router = there.spawn("router", command).unwrap();
+    let started = std::time::Instant::now();
+    while !router.transcript().contains("kernel routes") {
+        let ended = router.try_wait().unwrap();
+        assert!(
+            ended.is_none() && started.elapsed() < Duration::from_secs(30),
+            "{}",
+            router.transcript()
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let mut command = Command::new(PROGRAM);
+    command.args(["run", "streams", "tcp", "--generator", "cable0", "--sink", "cable3"]);
+    command.args(["--remote", "theirs", "--quick", "--runs", "1", "--out"]).arg(&out);
+    let output = here.output("perf", command, Duration::from_secs(120)).unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    let results = results(&out);
+    assert_sound(&results, "theirs", 8);
+    assert!(medians(&results, "theirs", "TCP transfer")[0].1 > 0.0, "{said}");
+    let cpu = medians(&results, "theirs", "CPU time");
+    assert!(cpu.is_empty(), "that of another machine is not known: {cpu:?}");
+    router.signal(tieline_lab::Signal::Int).unwrap();
+    router.wait(Duration::from_secs(30)).unwrap();
+    assert_eq!([devices(&here), devices(&there)], before);
     fs::remove_dir_all(out).unwrap();
 }

@@ -168,8 +168,8 @@ impl Stream {
     }
 }
 
-/// How long stragglers may take at the end of a run.
-const SETTLE: Duration = Duration::from_millis(30);
+/// How long nothing arrives at the end of a run until what is missing is lost.
+const SETTLE: Duration = Duration::from_millis(100);
 /// Time from the call to the first packet, in nanoseconds.
 const LEAD_NS: u64 = 1_000_000;
 
@@ -183,24 +183,32 @@ pub(crate) fn drive(sender: &mut Sender, sink: &mut Sink, pace: Pace, cpus: Cpus
         while !sender.step() {
             sink.step();
         }
-        let over = Instant::now();
-        while over.elapsed() < SETTLE {
+        let mut quiet = Instant::now();
+        while !sink.has_all() && quiet.elapsed() < SETTLE {
             sender.reclaim();
-            sink.step();
+            if sink.step() > 0 {
+                quiet = Instant::now();
+            }
         }
     } else {
-        let over = AtomicBool::new(false);
+        let sent = AtomicBool::new(false);
         std::thread::scope(|scope| {
-            scope.spawn(|| {
+            let judging = scope.spawn(|| {
                 pin(cpus.sink);
-                while !over.load(Ordering::Relaxed) {
-                    sink.step();
+                let mut quiet = Instant::now();
+                while !sent.load(Ordering::Relaxed) || quiet.elapsed() < SETTLE {
+                    if sink.step() > 0 {
+                        quiet = Instant::now();
+                    } else if sink.has_all() {
+                        return;
+                    }
                 }
             });
             while !sender.step() {}
-            std::thread::sleep(SETTLE);
-            sender.reclaim();
-            over.store(true, Ordering::Relaxed);
+            sent.store(true, Ordering::Relaxed);
+            while !judging.is_finished() {
+                sender.reclaim();
+            }
         });
     }
     (sender.sent(), sink.seen())
@@ -211,7 +219,7 @@ pub(crate) fn send(sender: &mut Sender, pace: Pace) -> Sent {
     sender.begin(pace, tieline_dataplane::xsk::hint::monotonic_ns() + LEAD_NS);
     while !sender.step() {}
     let sent = Instant::now();
-    while sent.elapsed() < SETTLE {
+    while sent.elapsed() < Duration::from_millis(30) {
         sender.reclaim();
     }
     sender.sent()

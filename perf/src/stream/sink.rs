@@ -81,6 +81,11 @@ impl Sink {
         received
     }
 
+    /// Whether every packet of the run has come.
+    pub(crate) fn has_all(&self) -> bool {
+        self.judge.seen.received == self.judge.packets
+    }
+
     /// All that was seen.
     pub(crate) fn seen(&self) -> Seen {
         self.judge.seen()
