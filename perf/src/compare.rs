@@ -95,7 +95,8 @@ mod tests {
 
     fn row(measure: Measure, runs: &[f64]) -> Row {
         let text = || "x".to_owned();
-        let at = Place { scenario: text(), subject: text(), case: text(), x: None };
+        let at =
+            Place { scenario: text(), subject: text(), case: text(), x: None, options: text() };
         Row::new(&at, measure, runs.to_vec())
     }
 

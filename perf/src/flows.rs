@@ -4,7 +4,7 @@
 //! pods and a UDP source port; 64 bytes are the whole frame without its check
 //! sequence.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use tieline_dataplane::wire::checksum;
 use tieline_dataplane::xsk::traffic::{CheckConfig, PAIRS, STAMP, SourceConfig};
@@ -27,6 +27,16 @@ pub(crate) const REMOTE_VTEP: [u8; 6] = [0x66, 0, 0, 0, 0, 2];
 pub(crate) const VNI: u32 = 4096;
 pub(crate) const VXLAN_PORT: u16 = 4789;
 
+/// Where more of the remote node's blocks begin.
+pub(crate) const MORE: Ipv4Addr = Ipv4Addr::new(10, 64, 0, 0);
+/// The same for IPv6, whose tunnel goes over IPv6, as Calico's does.
+pub(crate) const SINK_UNDERLAY_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x172, 0, 0, 0, 0, 0, 2);
+pub(crate) const ROUTER_UNDERLAY_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x172, 0, 0, 0, 0, 0, 1);
+pub(crate) const LOCAL_TUNNEL_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x244, 1, 0, 0, 0, 0, 0);
+pub(crate) const REMOTE_TUNNEL_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x244, 2, 0, 0, 0, 0, 0);
+pub(crate) const LOCAL_VTEP_V6: [u8; 6] = [0x66, 0, 0, 0, 6, 1];
+pub(crate) const REMOTE_VTEP_V6: [u8; 6] = [0x66, 0, 0, 0, 6, 2];
+
 /// The port that flows go to.
 pub(crate) const PORT: u16 = 443;
 
@@ -36,6 +46,10 @@ const HEADERS: usize = 42;
 const TUNNEL: usize = 50;
 /// The least frame: headers, stamp and one word of pattern.
 pub(crate) const LEAST: usize = HEADERS + STAMP + 4;
+/// The same with IPv6.
+const HEADERS_V6: usize = 62;
+const TUNNEL_V6: usize = 70;
+pub(crate) const LEAST_V6: usize = HEADERS_V6 + STAMP + 4;
 
 /// What a run is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +68,21 @@ pub(crate) fn local_pod(number: u32) -> Ipv4Addr {
 /// The pods of the remote node that flows go to.
 pub(crate) fn remote_pod(number: u32) -> Ipv4Addr {
     Ipv4Addr::from_bits(REMOTE_TUNNEL.to_bits() + 1 + number)
+}
+
+/// Pods of the remote node that flows never go to.
+pub(crate) fn more_pod(number: u32) -> Ipv4Addr {
+    Ipv4Addr::from_bits(MORE.to_bits() + number)
+}
+
+/// The same pods' IPv6 addresses.
+pub(crate) fn local_pod_v6(number: u32) -> Ipv6Addr {
+    Ipv6Addr::from_bits(LOCAL_TUNNEL_V6.to_bits() + 1 + u128::from(number))
+}
+
+/// The same pods' IPv6 addresses.
+pub(crate) fn remote_pod_v6(number: u32) -> Ipv6Addr {
+    Ipv6Addr::from_bits(REMOTE_TUNNEL_V6.to_bits() + 1 + u128::from(number))
 }
 
 /// Number of pods on each node.
@@ -90,6 +119,33 @@ pub(crate) fn answers(load: Load) -> SourceConfig {
     }
 }
 
+/// [`outgoing`] with IPv6. Its UDP checksum is left to who sends.
+pub(crate) fn outgoing_v6(load: Load, to: [u8; 6]) -> SourceConfig {
+    let ends = (local_pod_v6(0), remote_pod_v6(PAIRS - 1));
+    let frame = datagram_v6(load.size, (G0, to), ends, (0, PORT));
+    let stamp_at = HEADERS_V6 as u16;
+    SourceConfig { frame, stamp_at, flows: load.flows, port_at: 54, pair_at: (37, 53) }
+}
+
+/// [`answers`] with IPv6. Both UDP checksums are left to who sends.
+pub(crate) fn answers_v6(load: Load) -> SourceConfig {
+    let ends = (remote_pod_v6(PAIRS - 1), local_pod_v6(0));
+    let inner = datagram_v6(load.size, (REMOTE_VTEP_V6, LOCAL_VTEP_V6), ends, (PORT, 0));
+    let mut frame = [&U0[..], &S0[..], &[0x86, 0xdd]].concat();
+    frame.extend(ipv6(8 + 8 + inner.len(), (SINK_UNDERLAY_V6, ROUTER_UNDERLAY_V6)));
+    frame.extend(udp(8 + inner.len(), (0xc000, VXLAN_PORT)));
+    frame.extend(vxlan());
+    frame.extend(inner);
+    let at = |inner: u16| TUNNEL_V6 as u16 + inner;
+    SourceConfig {
+        frame,
+        stamp_at: at(HEADERS_V6 as u16),
+        flows: load.flows,
+        port_at: at(56),
+        pair_at: (at(53), at(37)),
+    }
+}
+
 /// What arrives of outgoing packets: in VXLAN, or as they were sent.
 pub(crate) fn arriving(load: Load, in_tunnel: bool) -> CheckConfig {
     let inner = outgoing(load, D0);
@@ -120,9 +176,13 @@ fn tunnel(inner: usize) -> Vec<u8> {
     let mut frame = ethernet((S0, U0));
     frame.extend(ipv4(8 + 8 + inner, (SINK_UNDERLAY, ROUTER_UNDERLAY)));
     frame.extend(udp(8 + inner, (0xc000, VXLAN_PORT)));
-    frame.extend([8, 0, 0, 0]);
-    frame.extend((VNI << 8).to_be_bytes());
+    frame.extend(vxlan());
     frame
+}
+
+/// Flags and VNI; reserved bytes are zero.
+pub(crate) fn vxlan() -> [u8; 8] {
+    (0x0800_0000_0000_0000 | u64::from(VNI) << 8).to_be_bytes()
 }
 
 fn datagram(
@@ -138,6 +198,30 @@ fn datagram(
     // The stamp's place, then a pattern that differs from byte to byte.
     frame.extend((0..payload).map(|at| (at * 7) as u8));
     frame
+}
+
+fn datagram_v6(
+    size: usize,
+    (source, destination): ([u8; 6], [u8; 6]),
+    ends: (Ipv6Addr, Ipv6Addr),
+    ports: (u16, u16),
+) -> Vec<u8> {
+    let payload = size.max(LEAST_V6) - HEADERS_V6;
+    let mut frame = [&destination[..], &source[..], &[0x86, 0xdd]].concat();
+    frame.extend(ipv6(8 + payload, ends));
+    frame.extend(udp(payload, ports));
+    frame.extend((0..payload).map(|at| (at * 7) as u8));
+    frame
+}
+
+fn ipv6(payload: usize, (source, destination): (Ipv6Addr, Ipv6Addr)) -> [u8; 40] {
+    let mut header = [0; 40];
+    header[0] = 0x60;
+    header[4..6].copy_from_slice(&(payload as u16).to_be_bytes());
+    header[6..8].copy_from_slice(&[17, 64]);
+    header[8..24].copy_from_slice(&source.octets());
+    header[24..].copy_from_slice(&destination.octets());
+    header
 }
 
 fn ethernet((source, destination): ([u8; 6], [u8; 6])) -> Vec<u8> {

@@ -28,7 +28,7 @@ impl Machine {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         Self {
             cpu: cpu(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default()),
-            cpus: std::thread::available_parallelism().map(usize::from).unwrap_or(0),
+            cpus: count(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default()),
             kernel: fs::read_to_string("/proc/version").unwrap_or_default().trim().to_owned(),
             time: now.map(|time| time.as_secs()).unwrap_or_default(),
             mitigations: mitigations(),
@@ -55,11 +55,16 @@ const SETTINGS: [&str; 6] = [
 ];
 
 fn setting(path: &str) -> String {
-    let name = path.rsplit('/').next().unwrap_or(path);
+    let name = path.trim_start_matches("/proc/sys/").trim_start_matches("/sys/");
     match fs::read_to_string(path) {
         Ok(value) => format!("{name} = {}", value.trim()),
         Err(error) => format!("{name}: {error}"),
     }
+}
+
+/// All of the machine's: this process may be kept to fewer.
+fn count(text: &str) -> usize {
+    text.lines().filter(|line| line.starts_with("processor")).count()
 }
 
 fn cpu(text: &str) -> String {
@@ -91,4 +96,17 @@ fn mitigations() -> Vec<String> {
         .collect();
     all.sort();
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_machine_has_the_cpus_that_it_has_not_those_of_this_thread() {
+        let text = "processor\t: 0\nmodel name\t: X\nprocessor\t: 1\nmodel name\t: X\n";
+        assert_eq!(count(text), 2);
+        assert!(cpu(text).starts_with("X, "));
+        assert!(count(&fs::read_to_string("/proc/cpuinfo").unwrap()) > 0);
+    }
 }

@@ -3,7 +3,9 @@
 //!
 //! ```text
 //! run       plan (scenarios, steps) -> work on a rig -> outcome -> page, bars
-//!           rig: bed (namespaces, CPUs) + subject (who routes) + generator, sink
+//!           rig: bed (namespaces, CPUs, devices) + subject (who routes)
+//!                + generator and sink: programs in the kernel, or sockets (stream)
+//! route     a subject alone, for `run` on another machine
 //! compare   two results
 //! report    the page of kept results
 //! pipeline  the packet path over frames in memory
@@ -23,7 +25,9 @@ use clap::{Parser, Subcommand, ValueEnum};
 mod bars;
 mod bed;
 mod compare;
+mod devices;
 mod flows;
+mod iperf;
 mod machine;
 mod outcome;
 mod page;
@@ -32,8 +36,10 @@ mod plan;
 mod priority;
 mod report;
 mod rig;
+mod route;
 mod run;
 mod scale;
+mod stream;
 mod subject;
 mod usage;
 mod work;
@@ -50,6 +56,9 @@ struct Cli {
 enum Verb {
     /// Routers side by side over devices; writes a report.
     Run(run::Options),
+    /// A router between two devices of this machine, for `run --remote` on
+    /// another.
+    Route(route::Options),
     /// The scenarios and subjects of `run`.
     List,
     /// What got better or worse from one results.json to another.
@@ -87,6 +96,7 @@ fn report_of(results: &Path, out: &Path) -> anyhow::Result<ExitCode> {
 fn main() -> ExitCode {
     let outcome = match Cli::parse().verb {
         Verb::Run(options) => run::check_root().and_then(|()| run::run(&options)),
+        Verb::Route(options) => run::check_root().and_then(|()| route::run(&options)),
         Verb::List => Ok(run::list()),
         Verb::Compare(options) => compare::run(&options),
         Verb::Report { results, out } => report_of(&results, &out),

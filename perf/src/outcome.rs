@@ -106,11 +106,18 @@ impl Measure {
         Self::new("latency p99.9", "ns", false),
         Self::new("latency max", "ns", false),
     ];
+    pub(crate) const FAULTS: [Self; 4] = [
+        Self::new("lost", "of a million", false),
+        Self::new("reordered", "of a million", false),
+        Self::new("duplicated", "of a million", false),
+        Self::new("damaged", "of a million", false),
+    ];
     pub(crate) const CPU: Self = Self::new("CPU time", "ns/packet", false);
     pub(crate) const MEMORY: Self = Self::new("resident memory", "bytes", false);
     pub(crate) const ROUND_TRIP: [Self; 2] =
         [Self::new("round trip p50", "ns", false), Self::new("round trip p99", "ns", false)];
     pub(crate) const TRANSFER: Self = Self::new("TCP transfer", "bit/s", true);
+    pub(crate) const IPERF: Self = Self::new("TCP transfer by iperf3", "bit/s", true);
     pub(crate) const REQUESTS: Self = Self::new("TCP requests", "requests/s", true);
     pub(crate) const INTERRUPTION: Self = Self::new("interruption", "s", false);
 }
@@ -130,7 +137,7 @@ impl Row {
             runs,
             median,
             spread: if median == 0.0 { 0.0 } else { spread },
-            repeat: format!("tieline-perf run {} --only {}", at.scenario, at.subject),
+            repeat: format!("tieline-perf run {} --only {}{}", at.scenario, at.subject, at.options),
         }
     }
 
@@ -147,6 +154,8 @@ pub(crate) struct Place {
     pub(crate) subject: String,
     pub(crate) case: String,
     pub(crate) x: Option<f64>,
+    /// What else a command takes to repeat it, with a space before each word.
+    pub(crate) options: String,
 }
 
 impl Results {
@@ -211,11 +220,13 @@ pub(crate) fn human(value: f64, unit: &str) -> String {
     };
     match unit {
         "packets/s" => si("pps"),
+        "ns/packet" => human(value, "ns") + "/packet",
         "ns" => scaled(&[(1e9, "s"), (1e6, "ms"), (1e3, "us"), (1.0, "ns")]),
         "s" => scaled(&[(1.0, "s"), (1e-3, "ms"), (1e-6, "us")]),
         "bytes" => {
             scaled(&[(1073741824.0, "GiB"), (1048576.0, "MiB"), (1024.0, "KiB"), (1.0, "B")])
         }
+        "of a million" => format!("{value:.0} {unit}"),
         other => si(other),
     }
 }
@@ -234,6 +245,8 @@ mod tests {
             (5e9, "bit/s", "5.00 Gbit/s"),
             (2_097_152.0, "bytes", "2.00 MiB"),
             (950.0, "ns/packet", "950 ns/packet"),
+            (43_000.0, "ns/packet", "43.0 us/packet"),
+            (12.4, "of a million", "12 of a million"),
             (0.0, "s", "0.00 us"),
         ] {
             assert_eq!(human(value, unit), text);

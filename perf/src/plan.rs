@@ -5,8 +5,12 @@
 
 use crate::bed::{Cpus, Offloads};
 use crate::flows::Load;
+use crate::iperf;
 use crate::outcome::{About, BASELINE};
-use crate::subject::{Inside, Kernel, Ovs, Program, Sockets, Subject, Tieline, Vpp, Way, Wire};
+use crate::stream::{Capture, Shape};
+use crate::subject::{
+    Inside, Kernel, Ovs, Program, Remote, Sockets, Subject, Tieline, Vpp, Way, Wire,
+};
 use crate::work::{Effort, Work};
 
 /// One subject under one load.
@@ -32,7 +36,7 @@ pub(crate) struct Scenario {
 }
 
 /// All of them, in the order in which they run.
-pub(crate) const SCENARIOS: [Scenario; 14] = [
+pub(crate) const SCENARIOS: [Scenario; 17] = [
     plain("flood", "as many packets as go through, 64 bytes, flows known before", true),
     plain(
         "new-flows",
@@ -41,6 +45,13 @@ pub(crate) const SCENARIOS: [Scenario; 14] = [
         true,
     ),
     plain("rate", "no-drop rate (RFC 2544), latency at parts of it, CPU time per packet", true),
+    plain(
+        "streams",
+        "other kinds of traffic by AF_XDP sockets of our own, every packet judged where it \
+           arrives: no-drop rate, latency, and what became of the packets",
+        false,
+    ),
+    plain("replay", "a capture's lengths, flows and times (--capture FILE)", false),
     plain("ping", "round trips of pings, one after the other, between pods", true),
     plain(
         "tcp",
@@ -55,6 +66,7 @@ pub(crate) const SCENARIOS: [Scenario; 14] = [
     sweep("sizes", "packets of other sizes", "bytes in the frame"),
     sweep("flows", "other numbers of flows", "flows"),
     sweep("rules", "other numbers of rules: first packets of flows a second", "rules"),
+    sweep("endpoints", "other numbers of known pods on the remote node", "endpoints"),
     sweep("batch", "other batch sizes of Tieline's workers", "packets in a batch"),
     sweep("workers", "more CPUs for the router", "workers"),
     plain("pktgen", "as many packets as go through, from the kernel's own packet generator", false),
@@ -74,10 +86,20 @@ const fn sweep(name: &'static str, about: &'static str, axis: &'static str) -> S
 const FLOWS: [u32; 3] = [64, 1 << 16, 1 << 20];
 const SMALL: usize = 64;
 
+/// Lines of sweeps over what the names of subjects would tell.
+const FIREWALL: &str = "kernel+ct";
+const FIREWALL_ABOUT: &str = "the kernel's vxlan device with nftables: established connections \
+                              pass, others go through as many rules as the axis says";
+const TIELINE: &str = "tieline";
+const TIELINE_ABOUT: &str = "the daemon, packets put into its gateway device, a policy of 100 \
+                             rules unless the axis says otherwise";
+
 /// What there is to choose from.
 pub(crate) struct Choice<'a> {
     pub(crate) program: &'a Program,
     pub(crate) quick: bool,
+    /// What `replay` sends.
+    pub(crate) capture: Option<&'static Capture>,
 }
 
 impl Choice<'_> {
@@ -88,18 +110,24 @@ impl Choice<'_> {
     /// The router that is compared, and what with.
     fn routers(&self) -> Vec<Box<dyn Subject>> {
         vec![
-            Box::new(Kernel { rules: None }),
-            Box::new(Kernel { rules: Some(100) }),
+            Box::new(Kernel::new(None)),
+            Box::new(Kernel::new(Some(100))),
             Box::new(self.tieline()),
         ]
+    }
+
+    fn routers_and_wire(&self) -> Vec<Box<dyn Subject>> {
+        let mut all = self.routers();
+        all.insert(0, Box::new(Wire));
+        all
     }
 
     /// Those that pods reach as they do on a node.
     fn nodes(&self) -> Vec<Box<dyn Subject>> {
         let node = Tieline { way: Way::Node, ..self.tieline() };
         vec![
-            Box::new(Kernel { rules: None }),
-            Box::new(Kernel { rules: Some(100) }),
+            Box::new(Kernel::new(None)),
+            Box::new(Kernel::new(Some(100))),
             Box::new(Tieline { idle: "busy", ..node.clone() }),
             Box::new(node),
         ]
@@ -123,8 +151,7 @@ impl Choice<'_> {
             "flood" => {
                 let flows = if self.quick { &FLOWS[..2] } else { &FLOWS[..] };
                 for flows in flows {
-                    let mut subjects = self.routers();
-                    subjects.insert(0, Box::new(Wire));
+                    let mut subjects = self.routers_and_wire();
                     subjects.push(Box::new(Tieline { way: Way::Node, ..self.tieline() }));
                     let new = |subject| step(subject, small(*flows), flood);
                     steps.extend(subjects.into_iter().map(new));
@@ -144,6 +171,29 @@ impl Choice<'_> {
                 let mut subjects = self.routers();
                 subjects.push(Box::new(Tieline { idle: "busy", ..self.tieline() }));
                 steps.extend(subjects.into_iter().map(|s| step(s, small(FLOWS[0]), Work::Rate)));
+            }
+            "streams" => {
+                let of = |size| Load { flows: FLOWS[0], size };
+                let kinds = [
+                    ("64 bytes", of(SMALL), Shape::Plain),
+                    ("IMIX", of(SMALL), Shape::Imix),
+                    ("IPv6, 128 bytes", of(128), Shape::V6),
+                    ("64 bytes, bursts of 64", of(SMALL), Shape::Bursts(64)),
+                ];
+                for (case, load, shape) in kinds {
+                    for subject in self.routers_and_wire() {
+                        let step = step(subject, load, Work::Stream(shape));
+                        steps.push(Step { case: case.to_owned(), ..step });
+                    }
+                }
+            }
+            "replay" => {
+                for subject in self.capture.iter().flat_map(|_| self.routers_and_wire()) {
+                    let Some(capture) = self.capture else { continue };
+                    let load = Load { flows: capture.flows, size: SMALL };
+                    let step = step(subject, load, Work::Stream(Shape::Replay(capture)));
+                    steps.push(Step { case: "capture".to_owned(), ..step });
+                }
             }
             "ping" => {
                 let new = |s| Step { case: "56 bytes".into(), ..step(s, small(1), Work::Ping) };
@@ -174,7 +224,7 @@ impl Choice<'_> {
                     of("generic"),
                     of("packet"),
                 ];
-                steps.push(step(Box::new(Kernel { rules: None }), small(FLOWS[0]), flood));
+                steps.push(step(Box::new(Kernel::new(None)), small(FLOWS[0]), flood));
                 for kind in kinds {
                     steps.push(step(Box::new(kind), small(FLOWS[0]), flood));
                 }
@@ -185,7 +235,11 @@ impl Choice<'_> {
                 ];
                 steps.extend(others.into_iter().map(|other| step(other, small(FLOWS[0]), flood)));
                 for sockets in [Sockets::Own, Sockets::Afxdp] {
-                    steps.push(step(Box::new(Inside(sockets)), small(FLOWS[0]), flood));
+                    steps.push(step(
+                        Box::new(Inside { sockets, batch: 64 }),
+                        small(FLOWS[0]),
+                        flood,
+                    ));
                 }
             }
             "sizes" => {
@@ -207,24 +261,46 @@ impl Choice<'_> {
             }
             "rules" => {
                 for rules in [1, 10, 100, 1000, 10_000] {
-                    let kernel = Kernel { rules: Some(rules) };
+                    let kernel = Kernel::new(Some(rules));
                     let tieline = Tieline { rules: Some(rules), ..self.tieline() };
-                    for (line, subject) in [
-                        ("kernel+ct", Box::new(kernel) as Box<dyn Subject>),
-                        ("tieline", Box::new(tieline)),
+                    for subject in [
+                        renamed(FIREWALL, FIREWALL_ABOUT, Box::new(kernel)),
+                        renamed(TIELINE, TIELINE_ABOUT, Box::new(tieline)),
                     ] {
-                        let step = step(renamed(line, subject), small(FLOWS[1]), Work::NewFlows);
+                        let step = step(subject, small(FLOWS[1]), Work::NewFlows);
                         let (case, x) = (format!("{rules} rules"), Some(f64::from(rules)));
                         steps.push(Step { case, x, ..step });
                     }
                 }
             }
+            "endpoints" => {
+                for endpoints in [64, 1024, 1 << 14, 1 << 16] {
+                    let more = endpoints - 32;
+                    let kernel = |rules| Box::new(Kernel { rules, endpoints: more });
+                    let tieline = Box::new(Tieline { endpoints: more, ..self.tieline() });
+                    let subjects: [Box<dyn Subject>; 3] =
+                        [kernel(None), kernel(Some(100)), tieline];
+                    for subject in subjects {
+                        let step = step(subject, small(FLOWS[1]), flood);
+                        let case = format!("{} endpoints", count(endpoints));
+                        steps.push(Step { case, x: Some(f64::from(endpoints)), ..step });
+                    }
+                }
+            }
             "batch" => {
                 for batch in [1, 4, 16, 32, 64, 128, 256] {
-                    let subject = Box::new(Tieline { batch, ..self.tieline() });
-                    let step = step(renamed("tieline", subject), small(FLOWS[0]), flood);
-                    let (case, x) = (format!("batch {batch}"), Some(f64::from(batch)));
-                    steps.push(Step { case, x, ..step });
+                    let inside = |sockets| Box::new(Inside { sockets, batch: batch as usize });
+                    let tieline = Box::new(Tieline { batch, ..self.tieline() });
+                    let subjects: [Box<dyn Subject>; 3] = [
+                        renamed(TIELINE, TIELINE_ABOUT, tieline),
+                        inside(Sockets::Own),
+                        inside(Sockets::Afxdp),
+                    ];
+                    for subject in subjects {
+                        let step = step(subject, small(FLOWS[0]), flood);
+                        let (case, x) = (format!("batch {batch}"), Some(f64::from(batch)));
+                        steps.push(Step { case, x, ..step });
+                    }
                 }
             }
             "pktgen" => {
@@ -232,10 +308,18 @@ impl Choice<'_> {
                     steps.push(step(subject, small(FLOWS[0]), Work::Pktgen));
                 }
             }
-            "churn" => steps.push(step(Box::new(self.tieline()), small(FLOWS[1]), Work::Churn)),
+            "churn" => {
+                let subjects: [Box<dyn Subject>; 2] =
+                    [Box::new(Kernel::new(Some(100))), Box::new(self.tieline())];
+                let new = |subject| step(subject, small(FLOWS[1]), Work::Churn);
+                steps.extend(subjects.into_iter().map(new));
+            }
             "interruption" => {
                 let node = Tieline { way: Way::Node, ..self.tieline() };
-                steps.push(step(Box::new(node), small(FLOWS[0]), Work::Interruption));
+                let subjects: [Box<dyn Subject>; 2] =
+                    [Box::new(Kernel::new(Some(100))), Box::new(node)];
+                let new = |subject| step(subject, small(FLOWS[0]), Work::Interruption);
+                steps.extend(subjects.into_iter().map(new));
             }
             _ => {}
         }
@@ -243,8 +327,25 @@ impl Choice<'_> {
     }
 }
 
+/// Those steps that are about traffic and not about the router, once for each
+/// case, with a router on another machine.
+pub(crate) fn remote(steps: Vec<Step>, name: &str) -> Vec<Step> {
+    let of_baseline = |step: &Step| step.subject.name() == BASELINE && step.scenario != "endpoints";
+    let remote = |step: Step| Step { subject: Box::new(Remote(name.to_owned())), ..step };
+    steps.into_iter().filter(of_baseline).map(remote).collect()
+}
+
+/// The subject of a name.
+pub(crate) fn subject(choice: &Choice<'_>, name: &str) -> Option<Box<dyn Subject>> {
+    let steps = SCENARIOS.iter().flat_map(|scenario| choice.steps(scenario));
+    steps.map(|step| step.subject).find(|subject| subject.name() == name)
+}
+
 /// Why a scenario has no steps.
-pub(crate) fn why_empty(name: &str, cpus: Cpus) -> Option<String> {
+pub(crate) fn why_empty(name: &str, choice: &Choice<'_>, cpus: Cpus) -> Option<String> {
+    if name == "replay" && choice.capture.is_none() {
+        return Some("there is no capture: name a pcap file with --capture".to_owned());
+    }
     (name == "workers").then(|| {
         format!(
             "a router with more workers needs a device with more queues and more CPUs than this \
@@ -252,6 +353,12 @@ pub(crate) fn why_empty(name: &str, cpus: Cpus) -> Option<String> {
             cpus.router, cpus.traffic
         )
     })
+}
+
+/// What of a scenario is left out on this machine, and why.
+pub(crate) fn why_partly(name: &str) -> Option<String> {
+    let gap = name == "tcp" && !iperf::is_installed();
+    gap.then(|| "iperf3 is not installed: apt-get install iperf3".to_owned())
 }
 
 /// All subjects of some steps, once each, the baseline first.
@@ -267,20 +374,25 @@ pub(crate) fn subjects(steps: &[Step]) -> Vec<About> {
     all
 }
 
-/// Under the name that its line in a sweep has.
-fn renamed(name: &'static str, subject: Box<dyn Subject>) -> Box<dyn Subject> {
-    Box::new(Renamed(name, subject))
+/// Under the name that its line in a sweep has: what the sweep is over is no
+/// part of it.
+fn renamed(name: &'static str, about: &'static str, subject: Box<dyn Subject>) -> Box<dyn Subject> {
+    Box::new(Renamed { name, about, subject })
 }
 
-struct Renamed(&'static str, Box<dyn Subject>);
+struct Renamed {
+    name: &'static str,
+    about: &'static str,
+    subject: Box<dyn Subject>,
+}
 
 impl Subject for Renamed {
     fn name(&self) -> String {
-        self.0.to_owned()
+        self.name.to_owned()
     }
 
     fn about(&self) -> String {
-        self.1.about()
+        self.about.to_owned()
     }
 
     fn set_up<'a>(
@@ -288,7 +400,7 @@ impl Subject for Renamed {
         bed: &'a crate::bed::Bed,
         needs: crate::subject::Needs,
     ) -> anyhow::Result<Box<dyn crate::subject::Running + 'a>> {
-        self.1.set_up(bed, needs)
+        self.subject.set_up(bed, needs)
     }
 }
 
@@ -312,10 +424,10 @@ mod tests {
     #[test]
     fn every_scenario_has_steps_or_says_why_not() {
         let program = Program::find(None);
-        let choice = Choice { program: &program, quick: false };
+        let choice = Choice { program: &program, quick: false, capture: None };
         for scenario in &SCENARIOS {
             let steps = choice.steps(scenario);
-            let reason = why_empty(scenario.name, Cpus { router: 1, traffic: 0 });
+            let reason = why_empty(scenario.name, &choice, Cpus { router: 1, traffic: 0, sink: 0 });
             assert_eq!(steps.is_empty(), reason.is_some(), "{}", scenario.name);
             assert!(steps.iter().all(|step| step.x.is_some() == scenario.axis.is_some()));
         }
@@ -324,7 +436,7 @@ mod tests {
     #[test]
     fn the_quick_run_stays_under_two_minutes() {
         let program = Program::find(None);
-        let choice = Choice { program: &program, quick: true };
+        let choice = Choice { program: &program, quick: true, capture: None };
         let quick = SCENARIOS.iter().filter(|scenario| scenario.quick);
         let steps: Vec<_> = quick.flat_map(|scenario| choice.steps(scenario)).collect();
         assert!(seconds(&steps, Effort::QUICK) < 120.0, "{}", seconds(&steps, Effort::QUICK));

@@ -47,12 +47,26 @@ impl Trial {
     pub(crate) fn loss(&self) -> f64 {
         1.0 - self.seen.received as f64 / self.sent.packets.max(1) as f64
     }
+
+    /// Whether the generator could do a rate at all.
+    pub(crate) fn kept(&self, rate: f64) -> bool {
+        self.sent.elapsed.as_secs_f64() <= 1.02 * self.sent.packets as f64 / rate + 0.002
+    }
+}
+
+/// What sends at a fixed rate, every packet looked at where it arrives.
+pub(crate) trait Paced {
+    /// One run.
+    ///
+    /// # Errors
+    /// It can't be made.
+    fn paced(&self, rate: f64, duration: Duration) -> anyhow::Result<Trial>;
 }
 
 impl<'a> Rig<'a> {
     /// Sets a subject up and a generator for it.
     pub(crate) fn new(bed: &'a Bed, subject: &dyn Subject, load: Load) -> anyhow::Result<Self> {
-        let running = subject.set_up(bed, Needs { flows: load.flows })?;
+        let running = subject.set_up(bed, Needs { flows: load.flows, v6: false })?;
         let entry = running.entry();
         let config = flows::outgoing(load, entry.mac);
         let source = source(bed, &entry.netns, &entry.device, &config)?;
@@ -114,22 +128,6 @@ impl<'a> Rig<'a> {
             sent.context("generator")?;
             Ok(frames as f64 / took.as_secs_f64())
         })
-    }
-
-    /// A run at a fixed rate, every packet looked at where it arrives.
-    pub(crate) fn paced(&self, rate: f64, duration: Duration) -> anyhow::Result<Trial> {
-        let tag = tag();
-        let check = self.check()?;
-        check.start(tag);
-        let packets = ((rate * duration.as_secs_f64()) as u64).max(1);
-        // The fewer are handed over together, the closer each is to its time.
-        let run = Run { tag, packets, rate: Some(rate), first_flow: 0, batch: 16 };
-        let used = || usage::of_router(self.bed.cpus.router, self.running.pid());
-        let before = used();
-        let sent = self.on_traffic_cpu(&self.entry.netns, || self.source.run(&run))?;
-        let cpu = (used() - before).as_secs_f64();
-        std::thread::sleep(SETTLE);
-        Ok(Trial { sent, seen: check.seen(), cpu })
     }
 
     /// A run at a fixed rate during which something is done to the subject.
@@ -195,6 +193,23 @@ impl<'a> Rig<'a> {
     }
 }
 
+impl Paced for Rig<'_> {
+    fn paced(&self, rate: f64, duration: Duration) -> anyhow::Result<Trial> {
+        let tag = tag();
+        let check = self.check()?;
+        check.start(tag);
+        let packets = ((rate * duration.as_secs_f64()) as u64).max(1);
+        // The fewer are handed over together, the closer each is to its time.
+        let run = Run { tag, packets, rate: Some(rate), first_flow: 0, batch: 16 };
+        let used = || usage::of_router(self.bed.cpus.router, self.running.pid());
+        let before = used();
+        let sent = self.on_traffic_cpu(&self.entry.netns, || self.source.run(&run))?;
+        let cpu = (used() - before).as_secs_f64();
+        std::thread::sleep(SETTLE);
+        Ok(Trial { sent, seen: check.seen(), cpu })
+    }
+}
+
 fn on_cpu<T: Send>(
     cpu: usize,
     netns: &Netns,
@@ -217,7 +232,7 @@ fn source(bed: &Bed, netns: &Netns, name: &str, config: &SourceConfig) -> anyhow
 }
 
 /// Another number for each run.
-fn tag() -> u16 {
+pub(crate) fn tag() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(1);
     NEXT.fetch_add(1, Ordering::Relaxed)
 }

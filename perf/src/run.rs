@@ -13,11 +13,13 @@ use tieline_lab::Closer;
 
 use crate::bars;
 use crate::bed::{Bed, Cpus, pin};
+use crate::devices::Devices;
 use crate::machine::{Machine, load};
 use crate::outcome::{About, Gap, Place, Results, Row, SCHEMA};
 use crate::page;
 use crate::plan::{self, Choice, SCENARIOS, Scenario, Step};
 use crate::priority::First;
+use crate::stream::Capture;
 use crate::subject::Program;
 use crate::work::{Effort, measure};
 
@@ -33,9 +35,37 @@ pub(crate) struct Options {
     /// Only this subject.
     #[arg(long)]
     only: Vec<String>,
+    /// A pcap file of Ethernet frames, for `replay`.
+    #[arg(long)]
+    capture: Option<PathBuf>,
     /// Runs per figure.
     #[arg(long)]
     runs: Option<usize>,
+    /// Seconds of each run and trial.
+    #[arg(long)]
+    trial: Option<f64>,
+    /// Packets lost of a million, at most, for a rate to count as without drops.
+    #[arg(long, default_value_t = 10.0)]
+    loss: f64,
+    /// A device of this machine that the generator sends from, instead of a veth.
+    #[arg(long, value_name = "DEV", requires = "sink", requires = "between")]
+    generator: Option<String>,
+    /// The router's devices, the generator's side first.
+    #[arg(
+        long,
+        value_name = "DEV,DEV",
+        value_delimiter = ',',
+        requires = "generator",
+        group = "between"
+    )]
+    router: Vec<String>,
+    /// The router is on another machine, where `route` has set it up; this is its
+    /// name in the report.
+    #[arg(long, value_name = "NAME", requires = "generator", group = "between")]
+    remote: Option<String>,
+    /// The device where packets arrive.
+    #[arg(long, value_name = "DEV", requires = "generator")]
+    sink: Option<String>,
     /// The daemon's program file; without it the one beside this program.
     #[arg(long)]
     tieline: Option<PathBuf>,
@@ -44,12 +74,29 @@ pub(crate) struct Options {
     out: PathBuf,
 }
 
+impl Options {
+    /// The options that decide what is measured, as words of a command.
+    fn to_repeat(&self) -> String {
+        let mut words = String::new();
+        let mut word = |name: &str, value: Option<String>| {
+            words.extend(value.map(|value| format!(" --{name} {value}")));
+        };
+        let file = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
+        word("capture", file(&self.capture));
+        word("generator", self.generator.clone());
+        word("router", (!self.router.is_empty()).then(|| self.router.join(",")));
+        word("remote", self.remote.clone());
+        word("sink", self.sink.clone());
+        words
+    }
+}
+
 /// Prints what there is.
 pub(crate) fn list() -> ExitCode {
     let program = Program::find(None);
     for scenario in &SCENARIOS {
         let quick = if scenario.quick { ", quick" } else { "" };
-        let steps = Choice { program: &program, quick: false }.steps(scenario);
+        let steps = Choice { program: &program, quick: false, capture: None }.steps(scenario);
         let minutes = plan::seconds(&steps, Effort::FULL) / 60.0;
         println!("{:<13} {} (about {minutes:.0} min{quick})", scenario.name, scenario.about);
         let names: Vec<String> = plan::subjects(&steps).into_iter().map(|s| s.name).collect();
@@ -68,28 +115,59 @@ pub(crate) fn list() -> ExitCode {
 pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let chosen = chosen(options)?;
     let cpus = Cpus::choose()?;
-    let held = Held::new();
+    let (generator, sink) = (options.generator.as_deref(), options.sink.as_deref());
+    let devices = match generator {
+        Some(_) => Some(Arc::new(Devices::new(generator, &options.router, sink)?)),
+        None => None,
+    };
+    let held = Held::new(devices.clone());
     clear_up_on_signals(&held)?;
     pin(cpus.traffic);
     std::fs::create_dir_all(&options.out)
         .with_context(|| format!("make {}", options.out.display()))?;
     let program = Program::find(options.tieline.as_deref());
-    let choice = Choice { program: &program, quick: options.quick };
+    let capture = options.capture.as_deref().map(Capture::read).transpose()?;
+    // As long as the program.
+    let capture = capture.map(|capture| &*Box::leak(Box::new(capture)));
+    let choice = Choice { program: &program, quick: options.quick, capture };
     let mut steps: Vec<Step> = chosen.iter().flat_map(|scenario| choice.steps(scenario)).collect();
+    if let Some(name) = &options.remote {
+        steps = plan::remote(steps, name);
+    }
     if !options.only.is_empty() {
         steps.retain(|step| options.only.contains(&step.subject.name()));
     }
-    let mut results = begin(cpus, &chosen, &steps);
+    let mut results = begin(cpus, devices.as_deref(), &chosen, &steps);
+    let replayed = results.scenarios.iter_mut().find(|scenario| scenario.name == "replay");
+    if let (Some(replayed), Some(capture)) = (replayed, choice.capture) {
+        replayed.about = format!("{}: {}", replayed.about, capture.about());
+    }
     for scenario in &chosen {
-        let reason = plan::why_empty(scenario.name, cpus);
-        results.gaps.extend(reason.map(|reason| gap(scenario.name, "all", reason)));
+        let reason = plan::why_empty(scenario.name, &choice, cpus);
+        let all = reason.into_iter().chain(plan::why_partly(scenario.name));
+        results.gaps.extend(all.map(|reason| gap(scenario.name, "all", reason)));
     }
     let effort = if options.quick { Effort::QUICK } else { Effort::FULL };
-    let effort = Effort { runs: options.runs.unwrap_or(effort.runs).max(1), ..effort };
+    let trial = options.trial.map(Duration::try_from_secs_f64).transpose().context("--trial")?;
+    let effort = Effort {
+        runs: options.runs.unwrap_or(effort.runs).max(1),
+        trial: trial.unwrap_or(effort.trial).max(Duration::from_millis(10)),
+        loss: options.loss.max(0.0) / 1e6,
+        ..effort
+    };
+    // A run without steps has gaps to tell.
+    page::write(&results, &options.out)?;
     let mut progress = Progress::new(plan::seconds(&steps, effort), steps.len());
     for step in &steps {
         progress.next(step, effort);
-        match take_step(step, effort, cpus, &held) {
+        let at = Place {
+            scenario: step.scenario.to_owned(),
+            subject: step.subject.name(),
+            case: step.case.clone(),
+            x: step.x,
+            options: options.to_repeat(),
+        };
+        match take_step(step, effort, cpus, devices.clone(), &held, &at) {
             Ok(rows) => {
                 rows.iter().for_each(|row| progress.tell(row));
                 results.rows.extend(rows);
@@ -124,7 +202,7 @@ fn chosen(options: &Options) -> anyhow::Result<Vec<&'static Scenario>> {
     options.scenarios.iter().map(known).collect()
 }
 
-fn begin(cpus: Cpus, chosen: &[&Scenario], steps: &[Step]) -> Results {
+fn begin(cpus: Cpus, devices: Option<&Devices>, chosen: &[&Scenario], steps: &[Step]) -> Results {
     let about = |scenario: &&Scenario| About {
         name: scenario.name.to_owned(),
         about: scenario.about.to_owned(),
@@ -135,12 +213,16 @@ fn begin(cpus: Cpus, chosen: &[&Scenario], steps: &[Step]) -> Results {
         command: format!("tieline-perf {}", arguments.join(" ")),
         machine: Machine::read(),
         placement: format!(
-            "CPU {} is the router's alone; generator, sink and this program are on CPU {}. The \
+            "CPU {} is the router's alone; generator, sink and this program are on CPU {}, the \
+             sink that polls on CPU {}. Devices: {}. On veth pairs the \
              hand-over to the router (the copy into an AF_XDP socket's memory; for the kernel the \
-             making of an skb) is done on CPU {1} for every subject; the kernel's forwarding is \
-             taken to CPU {0} by receive packet steering. The far end's drop is on CPU {0} for \
-             every subject. Our processes and ksoftirqd run with the highest niceness.",
-            cpus.router, cpus.traffic
+             making of an skb) is done on the generator's CPU for every subject; the kernel's forwarding is \
+             taken to the router's CPU by receive packet steering, and the far end's drop is \
+             there as well, for every subject. Our processes and ksoftirqd run with the highest niceness.",
+            cpus.router,
+            cpus.traffic,
+            cpus.sink,
+            devices.map_or("veth pairs".to_owned(), Devices::about)
         ),
         subjects: plan::subjects(steps),
         scenarios: chosen.iter().map(about).collect(),
@@ -155,23 +237,34 @@ fn gap(scenario: &str, subject: &str, reason: String) -> Gap {
 }
 
 /// What has to be undone, at the end as on a signal.
-struct Held(Arc<Mutex<(Option<Closer>, Option<First>)>>);
+pub(crate) struct Held(Arc<Mutex<Undo>>);
+
+struct Undo {
+    devices: Option<Arc<Devices>>,
+    lab: Option<Closer>,
+    priorities: Option<First>,
+}
 
 impl Held {
-    fn new() -> Self {
-        Self(Arc::new(Mutex::new((None, Some(First::take())))))
+    pub(crate) fn new(devices: Option<Arc<Devices>>) -> Self {
+        let priorities = Some(First::take());
+        Self(Arc::new(Mutex::new(Undo { devices, lab: None, priorities })))
     }
 
-    fn lab(&self, closer: Closer) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).0 = Some(closer);
+    pub(crate) fn lab(&self, closer: Closer) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).lab = Some(closer);
     }
 
-    fn undo(held: &Mutex<(Option<Closer>, Option<First>)>) {
+    fn undo(held: &Mutex<Undo>) {
         let mut held = held.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(closer) = held.0.take() {
+        // Before their namespaces go.
+        if let Some(devices) = held.devices.take() {
+            devices.give_back(true);
+        }
+        if let Some(closer) = held.lab.take() {
             closer.close();
         }
-        held.1 = None;
+        held.priorities = None;
     }
 }
 
@@ -181,20 +274,21 @@ impl Drop for Held {
     }
 }
 
-fn take_step(step: &Step, effort: Effort, cpus: Cpus, held: &Held) -> anyhow::Result<Vec<Row>> {
-    let bed = Bed::new(cpus)?;
+fn take_step(
+    step: &Step,
+    effort: Effort,
+    cpus: Cpus,
+    devices: Option<Arc<Devices>>,
+    held: &Held,
+    at: &Place,
+) -> anyhow::Result<Vec<Row>> {
+    let bed = Bed::new(cpus, devices)?;
     held.lab(bed.lab.closer());
-    let at = Place {
-        scenario: step.scenario.to_owned(),
-        subject: step.subject.name(),
-        case: step.case.clone(),
-        x: step.x,
-    };
-    measure(&bed, &*step.subject, step.load, step.work, effort, &at)
+    measure(&bed, &*step.subject, step.load, step.work, effort, at)
 }
 
 /// Undoes everything and ends this program when it is told to end.
-fn clear_up_on_signals(held: &Held) -> anyhow::Result<()> {
+pub(crate) fn clear_up_on_signals(held: &Held) -> anyhow::Result<()> {
     let held = held.0.clone();
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("catch signals")?;
     std::thread::spawn(move || {

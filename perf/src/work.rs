@@ -9,8 +9,10 @@ use tieline_lab::{Pktgen, TcpServer, bulk, ping_flood, pktgen_missing, request_r
 
 use crate::bed::{Bed, Offloads};
 use crate::flows::{self, Load};
+use crate::iperf;
 use crate::outcome::{Measure, Place, Row};
-use crate::rig::{Rig, Trial};
+use crate::rig::{Paced, Rig, Trial};
+use crate::stream::{Shape, StreamRig};
 use crate::subject::{Missing, Subject};
 use crate::usage;
 
@@ -23,15 +25,25 @@ pub(crate) struct Effort {
     pub(crate) trial: Duration,
     /// Steps of a search for a rate: each halves what is open.
     pub(crate) steps: u32,
+    /// Part of the packets that a rate without drops may lose. Nothing at all
+    /// would be a measure of the machine's other users.
+    pub(crate) loss: f64,
 }
 
 impl Effort {
-    pub(crate) const FULL: Self = Self { runs: 5, trial: Duration::from_millis(300), steps: 7 };
-    pub(crate) const QUICK: Self = Self { runs: 3, trial: Duration::from_millis(100), steps: 5 };
+    pub(crate) const FULL: Self =
+        Self { runs: 5, trial: Duration::from_millis(300), steps: 7, loss: 10e-6 };
+    pub(crate) const QUICK: Self =
+        Self { runs: 3, trial: Duration::from_millis(100), steps: 5, loss: 10e-6 };
 
     /// Searches for a rate: each has many trials.
     fn searches(self) -> usize {
         self.runs.div_ceil(2)
+    }
+
+    /// Transfers by iperf3: each takes a second.
+    fn transfers(self) -> usize {
+        self.runs.div_ceil(3)
     }
 }
 
@@ -46,6 +58,9 @@ pub(crate) enum Work {
     /// The rates without drops and with few, latencies at parts of the first,
     /// and CPU time per packet.
     Rate,
+    /// The same by AF_XDP sockets, of other kinds of traffic, and what became of
+    /// the packets.
+    Stream(Shape),
     /// As many packets as go through, made by the kernel's own generator.
     Pktgen,
     /// Pings one after the other.
@@ -69,8 +84,13 @@ impl Work {
                 let searches = effort.searches() as f64;
                 (2.0 * f64::from(effort.steps) * searches + 5.0 * searches + 1.0) * trial
             }
+            Self::Stream(_) => {
+                let searches = effort.searches() as f64;
+                (f64::from(effort.steps) * searches + 3.0 * searches + 12.0) * trial
+            }
             Self::Pktgen => 2.0 * runs,
-            Self::Ping | Self::Tcp { .. } => 2.0 * runs * trial,
+            Self::Ping => 2.0 * runs * trial,
+            Self::Tcp { .. } => 2.0 * runs * trial + 1.2 * effort.transfers() as f64,
             Self::Interruption => 6.0,
         }
     }
@@ -91,6 +111,9 @@ pub(crate) fn measure(
         }
         Work::NewFlows => new_flows(bed, subject, load, effort, at),
         Work::Rate => rate(&Rig::new(bed, subject, load)?, effort, at),
+        Work::Stream(shape) => {
+            stream(&StreamRig::new(bed, subject, load, shape)?, shape, effort, at)
+        }
         Work::Pktgen => pktgen(bed, &Rig::new(bed, subject, load)?, effort, at),
         Work::Ping => ping(bed, &Rig::new(bed, subject, load)?, effort, at),
         Work::Tcp { offloads } => tcp(bed, &Rig::new(bed, subject, load)?, offloads, effort, at),
@@ -154,9 +177,6 @@ fn new_flows(
     Ok(vec![Row::new(at, Measure::NEW_FLOWS, rates)])
 }
 
-/// Packets lost of a million, at most, for a rate to count as without drops.
-/// Nothing at all would be a measure of the machine's other users.
-const NO_LOSS: f64 = 10e-6;
 const PARTIAL_LOSS: f64 = 0.005;
 /// Packets per second at which subjects are compared at the same load, and CPU
 /// time is counted.
@@ -170,7 +190,7 @@ fn rate(rig: &Rig<'_>, effort: Effort, at: &Place) -> anyhow::Result<Vec<Row>> {
     let runs = effort.searches();
     let search = |loss| repeat(runs, || search(rig, most, loss, effort));
     let mut rows = vec![
-        Row::new(at, Measure::NO_DROP, search(NO_LOSS)?),
+        Row::new(at, Measure::NO_DROP, search(effort.loss)?),
         Row::new(at, Measure::PARTIAL_DROP, search(PARTIAL_LOSS)?),
     ];
     let no_drop = rows[0].median;
@@ -182,7 +202,7 @@ fn rate(rig: &Rig<'_>, effort: Effort, at: &Place) -> anyhow::Result<Vec<Row>> {
         let trials = repeat(runs, || steady(rig, rate, effort.trial))?;
         rows.extend(latencies(&trials, &at));
         let cpu = |trial: &Trial| trial.cpu * 1e9 / trial.seen.received.max(1) as f64;
-        if rate > IDLE_RATE {
+        if rate > IDLE_RATE && rig.running.is_here() {
             rows.push(Row::new(&at, Measure::CPU, trials.iter().map(cpu).collect()));
         }
     }
@@ -191,7 +211,7 @@ fn rate(rig: &Rig<'_>, effort: Effort, at: &Place) -> anyhow::Result<Vec<Row>> {
 
 /// The highest rate at which no larger part is lost, by halving (RFC 2544,
 /// section 26.1).
-fn search(rig: &Rig<'_>, most: f64, loss: f64, effort: Effort) -> anyhow::Result<f64> {
+fn search(rig: &dyn Paced, most: f64, loss: f64, effort: Effort) -> anyhow::Result<f64> {
     let (mut good, mut bad) = (0.0, most);
     for _ in 0..effort.steps {
         let rate = (good + bad) / 2.0;
@@ -202,13 +222,13 @@ fn search(rig: &Rig<'_>, most: f64, loss: f64, effort: Effort) -> anyhow::Result
 
 /// Whether a rate holds. A trial that fails while the generator was late says
 /// nothing: what it was late with came as a burst. It is tried again.
-fn steady_loss(rig: &Rig<'_>, rate: f64, trial: Duration, loss: f64) -> anyhow::Result<bool> {
+fn steady_loss(rig: &dyn Paced, rate: f64, trial: Duration, loss: f64) -> anyhow::Result<bool> {
     for _ in 0..3 {
         let trial = rig.paced(rate, trial)?;
-        if trial.loss() <= loss {
+        if trial.loss() <= loss && trial.kept(rate) {
             return Ok(true);
         }
-        if !is_disturbed(&trial) {
+        if trial.kept(rate) && !is_disturbed(&trial) {
             return Ok(false);
         }
     }
@@ -221,7 +241,7 @@ fn is_disturbed(trial: &Trial) -> bool {
 }
 
 /// A trial during which the generator kept its times, if one of five is.
-fn steady(rig: &Rig<'_>, rate: f64, length: Duration) -> anyhow::Result<Trial> {
+fn steady(rig: &dyn Paced, rate: f64, length: Duration) -> anyhow::Result<Trial> {
     let mut best: Option<Trial> = None;
     for _ in 0..5 {
         let trial = rig.paced(rate, length)?;
@@ -252,6 +272,58 @@ fn latencies(trials: &[Trial], at: &Place) -> Vec<Row> {
         .zip(all)
         .map(|(measure, runs)| Row::new(at, measure, runs))
         .collect()
+}
+
+/// Packets per second at which kinds of traffic are compared.
+const STREAM_RATE: f64 = 50_000.0;
+
+fn stream(
+    rig: &StreamRig<'_>,
+    shape: Shape,
+    effort: Effort,
+    at: &Place,
+) -> anyhow::Result<Vec<Row>> {
+    rig.verify()?;
+    let runs = effort.searches();
+    // Somewhat above the first rate that is too much.
+    let mut most = STREAM_RATE;
+    while most < 1e7 && steady_loss(rig, most, effort.trial, PARTIAL_LOSS)? {
+        most *= 1.6;
+    }
+    let rates = repeat(runs, || search(rig, most, effort.loss, effort))?;
+    let mut rows = vec![Row::new(at, Measure::NO_DROP, rates)];
+    let half = rows[0].median / 2.0;
+    let (words, rate) = match shape {
+        Shape::Replay(capture) => ("at its own rate".to_owned(), capture.rate),
+        _ => (format!("{} kpps", STREAM_RATE / 1e3), STREAM_RATE),
+    };
+    let with = |words: &str| Place { case: format!("{}, {words}", at.case), ..at.clone() };
+    for (rate, at) in [(rate, with(&words)), (half, with("50 % of the no-drop rate"))] {
+        let trials = repeat(runs, || steady(rig, rate.max(1.0), effort.trial))?;
+        rows.extend(latencies(&trials, &at));
+        rows.extend(faults(&trials, &at));
+        let cpu = |trial: &Trial| trial.cpu * 1e9 / trial.seen.received.max(1) as f64;
+        // The wire has no router whose time it would be.
+        if rig.running.in_tunnel() && rig.running.is_here() {
+            rows.push(Row::new(&at, Measure::CPU, trials.iter().map(cpu).collect()));
+        }
+    }
+    Ok(rows)
+}
+
+/// What became of packets on the way, of a million that were sent.
+fn faults(trials: &[Trial], at: &Place) -> [Row; 4] {
+    let of = |measure, count: &dyn Fn(&Trial) -> u64| {
+        let part = |trial: &Trial| count(trial) as f64 * 1e6 / trial.sent.packets.max(1) as f64;
+        Row::new(at, measure, trials.iter().map(part).collect())
+    };
+    let [lost, reordered, duplicated, damaged] = Measure::FAULTS;
+    [
+        of(lost, &|trial| trial.sent.packets.saturating_sub(trial.seen.received)),
+        of(reordered, &|trial| trial.seen.reordered),
+        of(duplicated, &|trial| trial.seen.duplicated),
+        of(damaged, &|trial| trial.seen.corrupt),
+    ]
 }
 
 fn pktgen(bed: &Bed, rig: &Rig<'_>, effort: Effort, at: &Place) -> anyhow::Result<Vec<Row>> {
@@ -315,7 +387,13 @@ fn tcp(
         let trips = request_response(from, to, 64, effort.trial)?;
         Ok(trips.count() as f64 / effort.trial.as_secs_f64())
     })?;
-    Ok(vec![Row::new(at, Measure::TRANSFER, rates), Row::new(at, Measure::REQUESTS, requests)])
+    let mut rows =
+        vec![Row::new(at, Measure::TRANSFER, rates), Row::new(at, Measure::REQUESTS, requests)];
+    if iperf::is_installed() {
+        let rates = iperf::transfers(from, &bed.sink, to.ip(), effort.transfers())?;
+        rows.push(Row::new(at, Measure::IPERF, rates));
+    }
+    Ok(rows)
 }
 
 fn churn(rig: &Rig<'_>, effort: Effort, at: &Place) -> anyhow::Result<Vec<Row>> {
@@ -351,12 +429,17 @@ fn interruption(mut rig: Rig<'_>, at: &Place) -> anyhow::Result<Vec<Row>> {
     rig.verify()?;
     rig.establish()?;
     let with = |words: &str| Place { case: format!("{}, {words}", at.case), ..at.clone() };
-    let reload = rig.interrupted(RATE, Duration::from_secs(1), |running| running.change(1))?;
-    let restart = rig.interrupted(RATE, Duration::from_secs(3), |running| running.restart())?;
-    ensure!(restart.seen.received > 0, "nothing passes after the restart");
     let time = |trial: &Trial| vec![trial.loss() * trial.sent.packets as f64 / RATE];
-    Ok(vec![
-        Row::new(&with("reload"), Measure::INTERRUPTION, time(&reload)),
-        Row::new(&with("restart"), Measure::INTERRUPTION, time(&restart)),
-    ])
+    let reload = rig.interrupted(RATE, Duration::from_secs(1), |running| running.change(1))?;
+    let mut rows = vec![Row::new(&with("reload"), Measure::INTERRUPTION, time(&reload))];
+    match rig.interrupted(RATE, Duration::from_secs(3), |running| running.restart()) {
+        Ok(restart) => {
+            ensure!(restart.seen.received > 0, "nothing passes after the restart");
+            rows.push(Row::new(&with("restart"), Measure::INTERRUPTION, time(&restart)));
+        }
+        // The kernel has nothing that could be restarted.
+        Err(error) if error.is::<Missing>() => {}
+        Err(error) => return Err(error),
+    }
+    Ok(rows)
 }

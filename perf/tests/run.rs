@@ -2,43 +2,15 @@
 //! there are figures, not which.
 #![forbid(unsafe_code)]
 
+mod support;
+
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::Value;
-
-const PROGRAM: &str = env!("CARGO_BIN_EXE_tieline-perf");
-
-/// A directory of the test's own.
-fn scratch(name: &str) -> PathBuf {
-    let path =
-        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
-    let _ = fs::remove_dir_all(&path);
-    path
-}
-
-/// Whether namespaces can be made here. In CI nothing is skipped.
-fn is_root() -> bool {
-    let root = rustix::process::geteuid().is_root();
-    if !root {
-        assert!(std::env::var_os("CI").is_none(), "in CI nothing is skipped: no root");
-        println!("SKIPPED: tieline-perf run: needs root");
-    }
-    root
-}
-
-fn run(arguments: &[&str], out: &Path) -> Output {
-    let mut command = Command::new(PROGRAM);
-    command.arg("run").args(arguments).args(["--quick", "--runs", "1", "--out"]).arg(out);
-    command.output().unwrap()
-}
-
-fn results(out: &Path) -> Value {
-    serde_json::from_str(&fs::read_to_string(out.join("results.json")).unwrap()).unwrap()
-}
+use support::{PROGRAM, is_root, results, run, scratch, turn};
 
 /// What exists of a process's beds.
 fn left_behind(pid: u32) -> Vec<PathBuf> {
@@ -65,15 +37,12 @@ fn niceness_of_postponed_work() -> Vec<String> {
     all.into_iter().map(|(_, nice)| nice).collect()
 }
 
-/// Runs take turns: each changes priorities for a while.
-static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
-
 #[test]
 fn a_run_has_figures_a_page_and_no_silent_gap() {
     if !is_root() {
         return;
     }
-    let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let _turn = turn();
     let before = niceness_of_postponed_work();
     let out = scratch("run");
     let arguments = ["flood", "--only", "wire", "--only", "kernel", "--only", "tieline"];
@@ -108,7 +77,7 @@ fn an_interrupted_run_leaves_nothing_behind() {
     if !is_root() {
         return;
     }
-    let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let _turn = turn();
     let out = scratch("interrupted");
     let mut command = Command::new(PROGRAM);
     command.args(["run", "flood", "--only", "kernel", "--runs", "100", "--out"]).arg(&out);

@@ -109,14 +109,18 @@ pub fn mtu(name: &str) -> Result<u32, DeviceError> {
 }
 
 /// The offloads that decide whether frames arrive complete.
-const OFFLOADS: [(u32, &str); 6] = [
-    (ETHTOOL_STXCSUM, "transmit checksum offload"),
-    (ETHTOOL_STSO, "TCP segmentation offload"),
-    (ETHTOOL_SGSO, "generic segmentation offload"),
-    (ETHTOOL_SGRO, "generic receive offload"),
-    (ETHTOOL_SSG, "scatter-gather"),
-    (ETHTOOL_SRXCSUM, "receive checksum offload"),
+const OFFLOADS: [(u32, u32, &str); 6] = [
+    (ETHTOOL_GTXCSUM, ETHTOOL_STXCSUM, "transmit checksum offload"),
+    (ETHTOOL_GTSO, ETHTOOL_STSO, "TCP segmentation offload"),
+    (ETHTOOL_GGSO, ETHTOOL_SGSO, "generic segmentation offload"),
+    (ETHTOOL_GGRO, ETHTOOL_SGRO, "generic receive offload"),
+    (ETHTOOL_GSG, ETHTOOL_SSG, "scatter-gather"),
+    (ETHTOOL_GRXCSUM, ETHTOOL_SRXCSUM, "receive checksum offload"),
 ];
+
+/// Which of these a device had at some moment; `None`: its driver does not tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offloads([Option<bool>; OFFLOADS.len()]);
 
 /// Switches a device's checksum and segmentation offloads off, so that the
 /// kernel finishes checksums and cuts segments before a frame leaves through
@@ -127,7 +131,7 @@ const OFFLOADS: [(u32, &str); 6] = [
 /// # Errors
 /// When there is no such device, or `CAP_NET_ADMIN` is missing.
 pub fn disable_offloads(name: &str) -> Result<(), DeviceError> {
-    set_offloads(name, false)
+    set_offloads(name, Offloads([Some(false); OFFLOADS.len()]))
 }
 
 /// Switches them on again.
@@ -135,7 +139,37 @@ pub fn disable_offloads(name: &str) -> Result<(), DeviceError> {
 /// # Errors
 /// As [`disable_offloads`].
 pub fn enable_offloads(name: &str) -> Result<(), DeviceError> {
-    set_offloads(name, true)
+    set_offloads(name, Offloads([Some(true); OFFLOADS.len()]))
+}
+
+/// Which of them are on, to be put back with [`restore_offloads`].
+///
+/// # Errors
+/// When there is no such device.
+pub fn offloads(name: &str) -> Result<Offloads, DeviceError> {
+    let mut all = Offloads::default();
+    for ((get, _, what), state) in OFFLOADS.into_iter().zip(&mut all.0) {
+        let mut value = Value { command: get, data: 0 };
+        match ethtool(name, &mut value) {
+            Ok(()) => *state = Some(value.data != 0),
+            Err(error) if is_unknown(&error) => {}
+            Err(error) => return Err(failed(name, what)(error)),
+        }
+    }
+    Ok(all)
+}
+
+/// Puts a device's offloads back to what they were.
+///
+/// # Errors
+/// As [`disable_offloads`].
+pub fn restore_offloads(name: &str, offloads: Offloads) -> Result<(), DeviceError> {
+    set_offloads(name, offloads)
+}
+
+/// What the driver has fixed, or does not know.
+fn is_unknown(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EINVAL))
 }
 
 /// Switches generic receive offload on, and nothing else: it gives a veth the
@@ -148,13 +182,13 @@ pub fn enable_receive_offload(name: &str) -> Result<(), DeviceError> {
     ethtool(name, &mut value).map_err(failed(name, "generic receive offload"))
 }
 
-fn set_offloads(name: &str, on: bool) -> Result<(), DeviceError> {
-    for (command, what) in OFFLOADS {
+fn set_offloads(name: &str, wanted: Offloads) -> Result<(), DeviceError> {
+    for ((_, command, what), on) in OFFLOADS.into_iter().zip(wanted.0) {
+        let Some(on) = on else { continue };
         let mut value = Value { command, data: u32::from(on) };
         match ethtool(name, &mut value) {
             Ok(()) => {}
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EINVAL)) => {
-            }
+            Err(error) if is_unknown(&error) => {}
             Err(error) => return Err(failed(name, what)(error)),
         }
     }
@@ -180,14 +214,17 @@ pub fn offloads_disabled(name: &str) -> Result<bool, DeviceError> {
 // === linux/ethtool.h ===
 
 const ETHTOOL_GDRVINFO: u32 = 0x03;
+const ETHTOOL_GRXCSUM: u32 = 0x14;
 const ETHTOOL_SRXCSUM: u32 = 0x15;
 const ETHTOOL_GTXCSUM: u32 = 0x16;
 const ETHTOOL_STXCSUM: u32 = 0x17;
+const ETHTOOL_GSG: u32 = 0x18;
 const ETHTOOL_SSG: u32 = 0x19;
 const ETHTOOL_GTSO: u32 = 0x1e;
 const ETHTOOL_STSO: u32 = 0x1f;
 const ETHTOOL_GGSO: u32 = 0x23;
 const ETHTOOL_SGSO: u32 = 0x24;
+const ETHTOOL_GGRO: u32 = 0x2b;
 const ETHTOOL_SGRO: u32 = 0x2c;
 const ETHTOOL_GCHANNELS: u32 = 0x3c;
 const SIOCETHTOOL: c_ulong = 0x8946;

@@ -24,15 +24,17 @@ use crate::generator::GeneratorError;
 use Register::*;
 
 mod check;
+mod histogram;
 
 pub use check::{Check, CheckConfig, Seen};
+pub use histogram::Histogram;
 
 /// Bytes of the stamp: number and due time.
 pub const STAMP: usize = 16;
 /// Bits of a number that count; the others tell the run.
-const COUNT_BITS: u32 = 48;
+pub const COUNT_BITS: u32 = 48;
 /// A packet that is sent so much after it was due counts as late, nanoseconds.
-const LATE_NS: i32 = 50_000;
+pub const LATE_NS: u16 = 50_000;
 /// Bits of a time's fraction of a nanosecond, so that rates are exact.
 const FRACTION: u32 = 8;
 
@@ -51,7 +53,7 @@ pub const PAIRS: u32 = 32;
 /// Most flows: all pairs with all source ports.
 pub const MOST_FLOWS: u32 = PAIRS << 16;
 /// The source port of flow 0; others differ in the low bits first.
-const FIRST_PORT: i32 = 10_000;
+pub const FIRST_PORT: u16 = 10_000;
 
 /// What a source sends.
 #[derive(Clone, Debug)]
@@ -259,7 +261,7 @@ fn source(ifindex: u32, config: &SourceConfig, state: &Map) -> Result<Assembler,
     program.jump_if(Condition::GreaterOrEqual, R3, R0, not_latest);
     program.store(Size::Double, R8, LATEST, R0);
     program.place(not_latest);
-    program.jump_if(Condition::Less, R0, LATE_NS, not_late);
+    program.jump_if(Condition::Less, R0, i32::from(LATE_NS), not_late);
     program.load(Size::Double, R3, R8, LATE);
     program.compute(Operation::Add, R3, 1);
     program.store(Size::Double, R8, LATE, R3);
@@ -295,7 +297,7 @@ fn source(ifindex: u32, config: &SourceConfig, state: &Map) -> Result<Assembler,
         program.store(Size::Byte, R6, offset(at)?, R2);
     }
     program.compute(Operation::ShiftRight, R4, PAIRS.trailing_zeros() as i32);
-    program.compute(Operation::Xor, R4, FIRST_PORT);
+    program.compute(Operation::Xor, R4, i32::from(FIRST_PORT));
     let port_at = offset(config.port_at)?;
     program.store(Size::Byte, R6, port_at + 1, R4);
     program.compute(Operation::ShiftRight, R4, 8);

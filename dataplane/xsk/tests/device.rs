@@ -39,3 +39,19 @@ fn a_device_that_can_not_change_its_offloads_is_no_error() {
         device::disable_offloads("lo").unwrap();
     });
 }
+
+#[test]
+fn offloads_are_put_back_as_they_were() {
+    in_namespace(|| {
+        veth("a0", "a1");
+        device::disable_offloads("a0").unwrap();
+        device::enable_receive_offload("a0").unwrap();
+        let mixed = device::offloads("a0").unwrap();
+        assert_ne!(mixed, device::offloads("a1").unwrap());
+        device::enable_offloads("a0").unwrap();
+        assert_ne!(device::offloads("a0").unwrap(), mixed);
+        device::restore_offloads("a0", mixed).unwrap();
+        assert_eq!(device::offloads("a0").unwrap(), mixed);
+        assert!(device::offloads("nosuch0").is_err());
+    });
+}

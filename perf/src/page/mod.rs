@@ -198,8 +198,14 @@ fn gaps(results: &Results) -> String {
 
 /// Measures that are in the table only.
 fn is_drawn(row: &Row) -> bool {
+    // What memory grows with is worth a plot.
+    if row.measure == Measure::MEMORY.name {
+        return row.scenario == "endpoints";
+    }
     let [_, p90, _, p999, max] = Measure::LATENCY;
-    ![p90.name, p999.name, max.name, Measure::MEMORY.name].contains(&row.measure.as_str())
+    let faults = Measure::FAULTS.map(|fault| fault.name);
+    let name = row.measure.as_str();
+    ![p90.name, p999.name, max.name].contains(&name) && !faults.contains(&name)
 }
 
 /// One plot for each measure, all subjects in it.

@@ -4,12 +4,12 @@ use std::fmt::Write as _;
 
 use crate::outcome::human;
 
-/// Colours that the page has (`.c0` to `.c7`); more series share them.
-const COLOURS: usize = 8;
+/// Colours that the page has (`.c0` to `.c11`); more series share them.
+const COLOURS: usize = 12;
 const WIDTH: f64 = 760.0;
 /// Room for the names of groups, or the labels of the vertical axis.
 const LEFT: f64 = 190.0;
-const RIGHT: f64 = 90.0;
+const RIGHT: f64 = 130.0;
 const LINE: f64 = 18.0;
 
 /// A value with the range of its runs.
@@ -37,6 +37,8 @@ pub(super) fn bars(unit: &str, groups: &[String], series: &[Series]) -> String {
     let at = |value: f64| LEFT + (WIDTH - LEFT - RIGHT) * scale.place(value);
     let mut body = String::new();
     let mut y = legend(&mut body, series);
+    // Drawn over the grid.
+    let mut marks = String::new();
     for (number, group) in groups.iter().enumerate() {
         let members = series.iter().filter_map(|series| {
             let point = series.points.iter().find(|point| point.x == number as f64)?;
@@ -48,7 +50,7 @@ pub(super) fn bars(unit: &str, groups: &[String], series: &[Series]) -> String {
             let class = series.colour % COLOURS;
             let tip = escape(&format!("{}: {}", series.name, human(point.value, unit)));
             put(
-                &mut body,
+                &mut marks,
                 format_args!(
                     "<rect class='c{class}' x='{LEFT}' y='{:.1}' width='{length:.1}' height='{:.1}'>\
                  <title>{tip}</title></rect>",
@@ -58,11 +60,11 @@ pub(super) fn bars(unit: &str, groups: &[String], series: &[Series]) -> String {
             );
             let (from, to) = (at(point.least), at(point.most));
             put(
-                &mut body,
+                &mut marks,
                 format_args!("<path class='range' d='M{from:.1} {middle:.1}H{to:.1}'/>"),
             );
             put(
-                &mut body,
+                &mut marks,
                 format_args!(
                     "<text x='{:.1}' y='{:.1}'>{}</text>",
                     to.max(LEFT + length) + 6.0,
@@ -74,7 +76,7 @@ pub(super) fn bars(unit: &str, groups: &[String], series: &[Series]) -> String {
         }
         for (line, words) in wrap(group, 24).iter().enumerate() {
             put(
-                &mut body,
+                &mut marks,
                 format_args!(
                     "<text class='end' x='{:.1}' y='{:.1}'>{}</text>",
                     LEFT - 10.0,
@@ -87,19 +89,24 @@ pub(super) fn bars(unit: &str, groups: &[String], series: &[Series]) -> String {
         y += 10.0;
     }
     let top = legend_height(series);
-    for tick in scale.ticks() {
+    let ticks = scale.ticks(unit);
+    let step =
+        label_step(&ticks.iter().map(|tick| (at(*tick), label(*tick, unit))).collect::<Vec<_>>());
+    for (number, tick) in ticks.into_iter().enumerate() {
         let x = at(tick);
         put(&mut body, format_args!("<path class='grid' d='M{x:.1} {top:.1}V{:.1}'/>", y - 6.0));
-        let words = escape(&human(tick, unit));
+        if number % step != 0 {
+            continue;
+        }
+        let words = escape(&label(tick, unit));
         put(
             &mut body,
             format_args!("<text class='middle' x='{x:.1}' y='{:.1}'>{words}</text>", y + 8.0),
         );
     }
     let bottom = y - 6.0;
-    if !scale.ticks().is_empty() {
-        y += LINE;
-    }
+    y += LINE;
+    body.push_str(&marks);
     put(&mut body, format_args!("<path class='axis' d='M{LEFT} {top:.1}V{bottom:.1}'/>"));
     frame(y, &body)
 }
@@ -136,10 +143,15 @@ impl Scale {
         }
     }
 
-    /// Round values that are written at the axis of a logarithmic scale.
-    fn ticks(self) -> Vec<f64> {
-        let Self::Logarithmic(least, most) = self else { return Vec::new() };
-        (0..).map(|power| least * 10f64.powi(power)).take_while(|tick| *tick <= most).collect()
+    /// Round values that are written at the axis.
+    fn ticks(self, unit: &str) -> Vec<f64> {
+        match self {
+            Self::Linear(most) => ticks(most, unit),
+            Self::Logarithmic(least, most) => {
+                let powers = (0..).map(|power| least * 10f64.powi(power));
+                powers.take_while(|tick| *tick <= most).collect()
+            }
+        }
     }
 }
 
@@ -157,7 +169,7 @@ pub(super) fn lines(unit: &str, axis: &str, series: &[Series]) -> String {
     let top = legend(&mut body, series) + 6.0;
     let at_x = |x: f64| LEFT + (x.ln() - first.ln()) / span * (WIDTH - LEFT - 40.0);
     let at_y = |y: f64| top + HEIGHT * (1.0 - y / most);
-    for tick in ticks(most) {
+    for tick in ticks(most, unit) {
         let y = at_y(tick);
         put(&mut body, format_args!("<path class='grid' d='M{LEFT} {y:.1}H{:.1}'/>", WIDTH - 30.0));
         put(
@@ -166,7 +178,7 @@ pub(super) fn lines(unit: &str, axis: &str, series: &[Series]) -> String {
                 "<text class='end' x='{:.1}' y='{:.1}'>{}</text>",
                 LEFT - 8.0,
                 y + 4.0,
-                escape(&human(tick, unit))
+                escape(&label(tick, unit))
             ),
         );
     }
@@ -276,8 +288,29 @@ fn largest(series: &[Series]) -> f64 {
     all.map(|point| point.value.max(point.most)).fold(f64::MIN_POSITIVE, f64::max)
 }
 
-/// Round numbers from zero on, four to eight of them.
-fn ticks(most: f64) -> Vec<f64> {
+/// A number at an axis.
+fn label(tick: f64, unit: &str) -> String {
+    if tick == 0.0 { "0".to_owned() } else { human(tick, unit) }
+}
+
+/// Every how many labels have room beside each other.
+fn label_step(labels: &[(f64, String)]) -> usize {
+    let widest = labels.iter().map(|(_, words)| 7.2 * words.chars().count() as f64 + 12.0);
+    let widest = widest.fold(0.0, f64::max);
+    let closest = labels.windows(2).map(|pair| pair[1].0 - pair[0].0).fold(f64::MAX, f64::min);
+    (widest / closest).ceil().max(1.0) as usize
+}
+
+/// Numbers from zero on, four to eight of them, that are round in their unit.
+fn ticks(most: f64, unit: &str) -> Vec<f64> {
+    let mut scale = 1.0;
+    while unit == "bytes" && most / scale >= 1024.0 {
+        scale *= 1024.0;
+    }
+    round(most / scale).into_iter().map(|tick| tick * scale).collect()
+}
+
+fn round(most: f64) -> Vec<f64> {
     let rough = most / 5.0;
     let power = 10f64.powf(rough.log10().floor());
     let step = [1.0, 2.0, 5.0, 10.0].into_iter().map(|step| step * power).find(|s| *s >= rough);
@@ -319,11 +352,24 @@ mod tests {
 
     #[test]
     fn ticks_are_round_and_reach_the_top() {
-        assert_eq!(ticks(10.0), [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]);
-        assert_eq!(ticks(870.0), [0.0, 200.0, 400.0, 600.0, 800.0]);
+        let of = |most| ticks(most, "ns");
+        assert_eq!(of(10.0), [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]);
+        assert_eq!(of(870.0), [0.0, 200.0, 400.0, 600.0, 800.0]);
         for most in [0.001, 3.3, 99.0, 1e9] {
-            assert!((4..=8).contains(&ticks(most).len()), "{most}: {:?}", ticks(most));
+            assert!((4..=8).contains(&of(most).len()), "{most}: {:?}", of(most));
         }
+        let mebibytes = ticks(417.0 * 1048576.0, "bytes");
+        assert_eq!(mebibytes[1], 100.0 * 1048576.0);
+    }
+
+    #[test]
+    fn labels_are_left_out_where_they_would_touch() {
+        let labels = |distance: f64, words: &str| {
+            (0..5).map(|at| (f64::from(at) * distance, words.to_owned())).collect::<Vec<_>>()
+        };
+        assert_eq!(label_step(&labels(100.0, "10.0 us")), 1);
+        assert_eq!(label_step(&labels(80.0, "10.0 us/packet")), 2);
+        assert_eq!(label_step(&[]), 1);
     }
 
     #[test]
@@ -356,7 +402,7 @@ mod tests {
         assert_eq!(scale, Scale::Logarithmic(10.0, 1e5));
         let places = [10.0, 1e3, 1e5].map(|value| (scale.place(value) * 1000.0).round());
         assert_eq!(places, [0.0, 500.0, 1000.0]);
-        assert_eq!(scale.ticks(), [10.0, 100.0, 1e3, 1e4, 1e5]);
+        assert_eq!(scale.ticks("ns"), [10.0, 100.0, 1e3, 1e4, 1e5]);
     }
 
     #[test]

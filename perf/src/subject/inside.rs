@@ -45,16 +45,19 @@ pub(crate) enum Sockets {
 }
 
 /// The worker on some sockets.
-pub(crate) struct Inside(pub(crate) Sockets);
+pub(crate) struct Inside {
+    pub(crate) sockets: Sockets,
+    /// Most packets in a batch.
+    pub(crate) batch: usize,
+}
 
 /// Frames in each ring.
 const RING: u32 = 1024;
-const BATCH: usize = 64;
 const RULES: u16 = 100;
 
 impl Subject for Inside {
     fn name(&self) -> String {
-        match self.0 {
+        match self.sockets {
             Sockets::Own => "worker",
             Sockets::Afxdp => "worker-afxdp",
         }
@@ -62,7 +65,7 @@ impl Subject for Inside {
     }
 
     fn about(&self) -> String {
-        let sockets = match self.0 {
+        let sockets = match self.sockets {
             Sockets::Own => "our own sockets",
             Sockets::Afxdp => "sockets of the afxdp crate, a copy of each frame in and out",
         };
@@ -73,7 +76,7 @@ impl Subject for Inside {
 
     fn set_up<'a>(&self, bed: &'a Bed, needs: Needs) -> anyhow::Result<Box<dyn Running + 'a>> {
         #[cfg(not(feature = "port-afxdp"))]
-        if self.0 == Sockets::Afxdp {
+        if self.sockets == Sockets::Afxdp {
             let how = "this program is built without it: cargo build --release -p tieline-perf \
                        --features port-afxdp, which needs make and the headers of libelf and zlib \
                        (apt-get install libelf-dev zlib1g-dev)";
@@ -85,10 +88,10 @@ impl Subject for Inside {
             "link set p0 up",
             "link set p1 up",
         ])?;
-        let sockets = self.0;
+        let Self { sockets, batch } = *self;
         let flows = Arc::new(FlowTable::new(needs.flows as usize * 4, Timeouts::default()));
         let cpu = bed.cpus.router;
-        up.worker = Some(bed.router.run(move || start(sockets, cpu, flows))??);
+        up.worker = Some(bed.router.run(move || start(sockets, batch, cpu, flows))??);
         Ok(Box::new(up))
     }
 }
@@ -147,7 +150,12 @@ struct Ports {
 }
 
 /// In the router's namespace.
-fn start(sockets: Sockets, cpu: usize, flows: Arc<FlowTable>) -> anyhow::Result<Started> {
+fn start(
+    sockets: Sockets,
+    batch: usize,
+    cpu: usize,
+    flows: Arc<FlowTable>,
+) -> anyhow::Result<Started> {
     // Where it can't be raised, registering memory says so.
     let _ = memlock::raise();
     let ports = match sockets {
@@ -155,7 +163,7 @@ fn start(sockets: Sockets, cpu: usize, flows: Arc<FlowTable>) -> anyhow::Result<
         Sockets::Afxdp => of_crate()?,
     };
     let tables = Publisher::new(snapshot());
-    let config = WorkerConfig { cpu: Some(cpu), batch: BATCH, idle: Idle::Busy };
+    let config = WorkerConfig { cpu: Some(cpu), batch, idle: Idle::Busy };
     let Ports { area, gateway, underlay, beats, links } = ports;
     let worker = Worker::new(config, area, underlay, gateway, beats, tables.reader(), flows);
     let shared = worker.shared();

@@ -14,6 +14,7 @@ use crate::bed::Bed;
 mod inside;
 mod kernel;
 mod ovs;
+mod remote;
 mod tieline;
 mod vpp;
 mod wire;
@@ -21,6 +22,7 @@ mod wire;
 pub(crate) use inside::{Inside, Sockets};
 pub(crate) use kernel::Kernel;
 pub(crate) use ovs::Ovs;
+pub(crate) use remote::Remote;
 pub(crate) use tieline::{Program, Tieline, Way};
 pub(crate) use vpp::Vpp;
 pub(crate) use wire::Wire;
@@ -42,6 +44,8 @@ impl std::error::Error for Missing {}
 pub(crate) struct Needs {
     /// Flows that it must hold at a time.
     pub(crate) flows: u32,
+    /// Whether they are of IPv6 as well.
+    pub(crate) v6: bool,
 }
 
 /// One way to get packets from pods to the remote node.
@@ -66,6 +70,11 @@ pub(crate) trait Running: Send + Sync {
 
     /// Whether packets arrive in VXLAN.
     fn in_tunnel(&self) -> bool {
+        true
+    }
+
+    /// Whether it runs on this machine, so that its CPU time can be told.
+    fn is_here(&self) -> bool {
         true
     }
 

@@ -1,6 +1,7 @@
 //! The daemon itself: `tieline run` on a directory of manifests.
 
 use std::fmt::Write as _;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -59,6 +60,8 @@ pub(crate) struct Tieline {
     pub(crate) batch: u32,
     /// `workers.idle`.
     pub(crate) idle: &'static str,
+    /// Pods of the remote node that are known beside those that take part.
+    pub(crate) endpoints: u32,
 }
 
 impl Tieline {
@@ -71,6 +74,7 @@ impl Tieline {
             mode: "native-copy",
             batch: 64,
             idle: "adaptive",
+            endpoints: 0,
         }
     }
 }
@@ -125,7 +129,7 @@ impl Subject for Tieline {
             bed.steer("d0", false)?;
         }
         let dir = bed.lab.dir().join("clusters");
-        self.write_manifests(&dir)?;
+        self.write_manifests(&dir, needs.v6)?;
         let (config, socket) = (dir.join("tieline.toml"), dir.join("tieline.sock"));
         let entries = (u64::from(needs.flows) * 4).clamp(65_536, 1 << 26);
         let text = format!(
@@ -149,6 +153,7 @@ impl Subject for Tieline {
             dir,
             config,
             socket,
+            v6: needs.v6,
         };
         up.wait_ready()?;
         Ok(Box::new(up))
@@ -157,15 +162,13 @@ impl Subject for Tieline {
 
 impl Tieline {
     /// Both clusters as their datastores hold them.
-    fn write_manifests(&self, dir: &Path) -> anyhow::Result<()> {
-        let mut local =
-            cluster("local", flows::LOCAL_VTEP, ROUTER_UNDERLAY, LOCAL_TUNNEL, flows::local_pod);
+    fn write_manifests(&self, dir: &Path, v6: bool) -> anyhow::Result<()> {
+        let (mut local, mut remote) = (LOCAL_CLUSTER.manifests(v6), REMOTE_CLUSTER.manifests(v6));
         local.push_str(REMOTE);
         if let Some(rules) = self.rules {
             local.push_str(&policy(rules));
         }
-        let remote =
-            cluster("remote", flows::REMOTE_VTEP, SINK_UNDERLAY, REMOTE_TUNNEL, flows::remote_pod);
+        remote.push_str(&more(self.endpoints));
         for (name, text) in [("local", local), ("remote", remote)] {
             let dir = dir.join(name);
             std::fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
@@ -180,40 +183,113 @@ impl Tieline {
 const REMOTE: &str = "---\napiVersion: projectcalico.org/v3\nkind: RemoteClusterConfiguration\n\
     metadata: {name: remote}\nspec: {syncOptions: {overlayRoutingMode: Enabled}}\n";
 
-fn cluster(
-    name: &str,
-    mac: [u8; 6],
-    underlay: std::net::Ipv4Addr,
-    block: std::net::Ipv4Addr,
-    pod: impl Fn(u32) -> std::net::Ipv4Addr,
-) -> String {
-    let mut text = format!(
-        "---\napiVersion: v1\nkind: Namespace\nmetadata: {{name: default}}\n---\n\
-         apiVersion: crd.projectcalico.org/v1\nkind: FelixConfiguration\nmetadata: {{name: \
-         default}}\nspec: {{vxlanVNI: {}, vxlanPort: {}, xdpEnabled: false}}\n---\n\
-         apiVersion: crd.projectcalico.org/v1\nkind: IPPool\nmetadata: {{name: {name}}}\nspec: \
-         {{cidr: {block}/24, vxlanMode: Always, ipipMode: Never}}\n---\n\
-         apiVersion: v1\nkind: Node\nmetadata:\n  name: {name}\n  annotations:\n    \
-         projectcalico.org/IPv4Address: {underlay}/24\n    \
-         projectcalico.org/IPv4VXLANTunnelAddr: {block}\n    \
-         projectcalico.org/VXLANTunnelMACAddr: '{}'\n---\n\
-         apiVersion: crd.projectcalico.org/v1\nkind: IPAMBlock\nmetadata: {{name: \
-         {name}}}\nspec: {{cidr: {block}/26, affinity: 'host:{name}'}}\n",
-        flows::VNI,
-        flows::VXLAN_PORT,
-        flows::mac_text(mac),
-    );
-    for number in flows::pods() {
-        let address = pod(number);
+/// One node and its pods, in both families.
+struct Cluster {
+    name: &'static str,
+    macs: [[u8; 6]; 2],
+    underlay: (Ipv4Addr, Ipv6Addr),
+    block: (Ipv4Addr, Ipv6Addr),
+}
+
+const LOCAL_CLUSTER: Cluster = Cluster {
+    name: "local",
+    macs: [flows::LOCAL_VTEP, flows::LOCAL_VTEP_V6],
+    underlay: (ROUTER_UNDERLAY, flows::ROUTER_UNDERLAY_V6),
+    block: (LOCAL_TUNNEL, flows::LOCAL_TUNNEL_V6),
+};
+
+const REMOTE_CLUSTER: Cluster = Cluster {
+    name: "remote",
+    macs: [flows::REMOTE_VTEP, flows::REMOTE_VTEP_V6],
+    underlay: (SINK_UNDERLAY, flows::SINK_UNDERLAY_V6),
+    block: (REMOTE_TUNNEL, flows::REMOTE_TUNNEL_V6),
+};
+
+impl Cluster {
+    fn manifests(&self, v6: bool) -> String {
+        let Self { name, macs, underlay, block } = self;
+        let mut text = format!(
+            "---\napiVersion: v1\nkind: Namespace\nmetadata: {{name: default}}\n---\n\
+             apiVersion: crd.projectcalico.org/v1\nkind: FelixConfiguration\nmetadata: {{name: \
+             default}}\nspec: {{vxlanVNI: {}, vxlanPort: {}, xdpEnabled: false}}\n---\n\
+             apiVersion: v1\nkind: Node\nmetadata:\n  name: {name}\n  annotations:\n    \
+             projectcalico.org/IPv4Address: {}/24\n    \
+             projectcalico.org/IPv4VXLANTunnelAddr: {}\n    \
+             projectcalico.org/VXLANTunnelMACAddr: '{}'\n",
+            flows::VNI,
+            flows::VXLAN_PORT,
+            underlay.0,
+            block.0,
+            flows::mac_text(macs[0]),
+        );
         // Writing to a string never fails.
+        if v6 {
+            let _ = write!(
+                text,
+                "    projectcalico.org/IPv6Address: {}/64\n    \
+                 projectcalico.org/IPv6VXLANTunnelAddr: '{}'\n    \
+                 projectcalico.org/VXLANTunnelMACAddrV6: '{}'\n",
+                underlay.1,
+                block.1,
+                flows::mac_text(macs[1]),
+            );
+        }
+        let mut blocks = vec![("", format!("{}/24", block.0), format!("{}/26", block.0))];
+        if v6 {
+            blocks.push(("-v6", format!("{}/112", block.1), format!("{}/122", block.1)));
+        }
+        for (family, pool, block) in blocks {
+            let _ = write!(
+                text,
+                "---\napiVersion: crd.projectcalico.org/v1\nkind: IPPool\nmetadata: {{name: \
+                 {name}{family}}}\nspec: {{cidr: '{pool}', vxlanMode: Always, ipipMode: \
+                 Never}}\n---\napiVersion: crd.projectcalico.org/v1\nkind: IPAMBlock\nmetadata: \
+                 {{name: {name}{family}}}\nspec: {{cidr: '{block}', affinity: 'host:{name}'}}\n"
+            );
+        }
+        for number in flows::pods() {
+            let address = Ipv4Addr::from_bits(block.0.to_bits() + 1 + number);
+            let second = Ipv6Addr::from_bits(block.1.to_bits() + 1 + u128::from(number));
+            let second = if v6 { format!(", {{ip: '{second}'}}") } else { String::new() };
+            text.push_str(&pod(name, number, address, &second));
+        }
+        text
+    }
+}
+
+/// More pods of the remote node, with blocks of their own.
+fn more(endpoints: u32) -> String {
+    let mut text = String::new();
+    // Writing to a string never fails.
+    if endpoints > 0 {
         let _ = write!(
             text,
-            "---\napiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}-{number}\n  namespace: \
-             default\n  labels: {{app: {name}}}\nspec: {{nodeName: {name}}}\nstatus: {{phase: \
-             Running, podIP: {address}, podIPs: [{{ip: {address}}}]}}\n"
+            "---\napiVersion: crd.projectcalico.org/v1\nkind: IPPool\nmetadata: {{name: \
+             more}}\nspec: {{cidr: {}/10, vxlanMode: Always, ipipMode: Never}}\n",
+            flows::MORE
         );
     }
+    for block in (0..endpoints).step_by(64) {
+        let _ = write!(
+            text,
+            "---\napiVersion: crd.projectcalico.org/v1\nkind: IPAMBlock\nmetadata: {{name: \
+             more-{block}}}\nspec: {{cidr: {}/26, affinity: 'host:remote'}}\n",
+            flows::more_pod(block)
+        );
+    }
+    let first = flows::pods().end;
+    let pods = (0..endpoints).map(|at| pod("remote", first + at, flows::more_pod(at), ""));
+    text.extend(pods);
     text
+}
+
+/// A pod of the node that is called as its cluster, maybe with a second address.
+fn pod(cluster: &str, number: u32, address: Ipv4Addr, second: &str) -> String {
+    format!(
+        "---\napiVersion: v1\nkind: Pod\nmetadata:\n  name: {cluster}-{number}\n  namespace: \
+         default\n  labels: {{app: {cluster}}}\nspec: {{nodeName: {cluster}}}\nstatus: {{phase: \
+         Running, podIP: {address}, podIPs: [{{ip: {address}}}{second}]}}\n"
+    )
 }
 
 /// Rules of one policy at most: more would be an object that no API server takes.
@@ -274,6 +350,7 @@ struct Up<'a> {
     dir: PathBuf,
     config: PathBuf,
     socket: PathBuf,
+    v6: bool,
 }
 
 impl Up<'_> {
@@ -331,7 +408,7 @@ impl Running for Up<'_> {
     fn change(&self, number: u32) -> anyhow::Result<()> {
         // Another policy, and the pods' labels as they were.
         let rules = self.subject.rules.unwrap_or(1) + number % 2;
-        Tieline { rules: Some(rules), ..self.subject.clone() }.write_manifests(&self.dir)
+        Tieline { rules: Some(rules), ..self.subject.clone() }.write_manifests(&self.dir, self.v6)
     }
 
     fn restart(&mut self) -> anyhow::Result<()> {

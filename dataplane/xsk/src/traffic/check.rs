@@ -6,6 +6,7 @@ use crate::bpf::{
 use crate::generator::GeneratorError;
 use Register::*;
 
+use super::histogram::{BUCKETS, STEPS, shortest_of};
 use super::{COUNT_BITS, STAMP};
 
 const XDP_DROP: i32 = 1;
@@ -27,10 +28,6 @@ const RECENT: u32 = 128;
 const WINDOW: u32 = 1024;
 /// Where the histogram of latencies stands.
 const HISTOGRAM: u32 = RECENT + 8 * WINDOW;
-/// Buckets for each power of two.
-const STEPS: u32 = 32;
-/// Buckets in all: up to 2^37 nanoseconds, two minutes.
-const BUCKETS: u32 = STEPS * 33;
 const STATE: u32 = HISTOGRAM + 8 * BUCKETS;
 
 /// What packets are to look like when they arrive.
@@ -149,13 +146,6 @@ impl Check {
             number.store(value);
         }
     }
-}
-
-/// The shortest time that falls into a bucket, in nanoseconds.
-fn shortest_of(bucket: u32) -> u64 {
-    let (power, step) = (bucket / STEPS, u64::from(bucket % STEPS));
-    // The first two powers count single nanoseconds.
-    if power < 2 { u64::from(bucket) } else { (u64::from(STEPS) + step) << (power - 1) }
 }
 
 fn check(config: &CheckConfig, state: &Map) -> Result<Assembler, GeneratorError> {
@@ -295,16 +285,6 @@ fn latency(program: &mut Assembler, stamp: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn buckets_follow_each_other() {
-        for bucket in 0..STEPS * 3 {
-            let (this, next) = (shortest_of(bucket), shortest_of(bucket + 1));
-            assert!(this < next && next - this <= this / 32 + 1, "{bucket}: {this} {next}");
-        }
-        assert_eq!([shortest_of(31), shortest_of(63), shortest_of(64)], [31, 63, 64]);
-        assert_eq!(shortest_of(96), 128);
-    }
 
     #[test]
     fn quantiles_are_of_the_packets() {
