@@ -11,7 +11,7 @@ use crate::addr::Addr;
 use crate::counters::Tally;
 use crate::enforce::{Context, Origin, enforce};
 use crate::frame::{Frame, Memory};
-use crate::stage::{Batch, Stride, Work, inner_frame, read_inner};
+use crate::stage::{Batch, Stride, Work, inner_error, read_inner};
 use crate::verdict::{DropReason, Verdict};
 use crate::wire::ethernet::{self, Ethernet};
 use crate::wire::ipv4::Ipv4;
@@ -36,7 +36,7 @@ fn read<M: Memory>(cx: &Context<'_>, memory: &M, stride: &mut Stride<'_>) {
                 // The inner packet was read within these bytes.
                 let whole = frame.pull(outer_len);
                 debug_assert!(whole);
-                frame.len = ethernet::HEADER_LEN as u32 + work.packet.total_len;
+                frame.len = ethernet::HEADER_LEN as u32 + work.total_len;
                 Verdict::Local
             }
             Err(reason) => Verdict::Drop(reason),
@@ -95,13 +95,12 @@ fn open(cx: &Context<'_>, bytes: &[u8], work: &mut Work) -> Result<u32, DropReas
     if vxlan.vni() != overlay.vni {
         return Err(DropReason::UnknownVni);
     }
-    let inner = inner_frame(vxlan.inner())?;
-    let mac = inner.destination();
+    let mac = Ethernet::new_checked(vxlan.inner()).map_err(inner_error)?.destination();
     if mac != overlay.mac_v4 && mac != overlay.mac_v6 {
         return Err(DropReason::InnerMac);
     }
-    (work.sender, work.ecn) = (ip.source, ip.ecn);
-    read_inner(cx, &inner, work)?;
+    (work.sender, work.outer_ecn) = (ip.source, ip.ecn);
+    read_inner(cx, vxlan.inner(), work)?;
     let outer_len = ethernet::HEADER_LEN + ip.header_len + udp::HEADER_LEN + vxlan::HEADER_LEN;
     Ok(outer_len as u32)
 }
@@ -174,12 +173,12 @@ fn rewrite<M: Memory>(
     work: &Work,
 ) -> Result<(), DropReason> {
     let overlay = &cx.tables.overlay;
-    let mark = ecn::decapsulate(work.ecn, work.packet.ecn).ok_or(DropReason::EcnInvalid)?;
+    let mark = ecn::decapsulate(work.outer_ecn, work.ecn).ok_or(DropReason::EcnInvalid)?;
     let bytes = memory.bytes_mut(frame);
     let (macs, rest) = bytes.split_at_mut_checked(12).ok_or(DropReason::InnerTruncated)?;
     macs[..6].copy_from_slice(&overlay.gateway_mac.0);
     macs[6..].copy_from_slice(&overlay.gateway_source_mac.0);
-    if mark != work.packet.ecn {
+    if mark != work.ecn {
         ecn::set_ecn(rest.get_mut(2..).unwrap_or_default(), mark);
     }
     Ok(())
