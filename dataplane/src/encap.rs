@@ -13,7 +13,7 @@ use crate::counters::Tally;
 use crate::enforce::{Context, Origin, enforce};
 use crate::frame::{Frame, Memory};
 use crate::outer::Varying;
-use crate::stage::{Batch, Stride, Work, inner_frame, read_inner};
+use crate::stage::{Batch, Stride, Work, read_inner};
 use crate::tables::VtepId;
 use crate::verdict::{DropReason, Verdict};
 use crate::wire::{ecn, ethernet};
@@ -29,11 +29,10 @@ pub fn encap<M: Memory>(cx: &Context<'_>, memory: &mut M, batch: &mut Batch, tal
 #[inline]
 fn read<M: Memory>(cx: &Context<'_>, memory: &M, stride: &mut Stride<'_>) {
     for (frame, verdict, work) in stride.iter() {
-        let read = inner_frame(memory.bytes(frame)).and_then(|inner| read_inner(cx, &inner, work));
-        *verdict = match read {
+        *verdict = match read_inner(cx, memory.bytes(frame), work) {
             Ok(()) => {
                 // Padding after the packet is not part of it.
-                frame.len = ethernet::HEADER_LEN as u32 + work.packet.total_len;
+                frame.len = ethernet::HEADER_LEN as u32 + work.total_len;
                 Verdict::Forward
             }
             Err(reason) => Verdict::Drop(reason),
@@ -80,6 +79,6 @@ fn rewrite<M: Memory>(
     if !frame.push(header.overhead()) {
         return Err(DropReason::NoHeadroom);
     }
-    let varying = Varying { ecn: ecn::encapsulate(work.packet.ecn), hash: work.tuple.hash };
+    let varying = Varying { ecn: ecn::encapsulate(work.ecn), hash: work.tuple.hash };
     header.write(memory.bytes_mut(frame), &cx.tables.overlay, varying)
 }

@@ -6,9 +6,10 @@ use crate::enforce::Context;
 use crate::flow::FlowTuple;
 use crate::frame::{Frame, Memory};
 use crate::verdict::{DropReason, Verdict};
-use crate::wire::WireError;
 use crate::wire::ethernet::{self, Ethernet};
-use crate::wire::packet::{Fragment, Packet};
+use crate::wire::packet::Packet;
+use crate::wire::plain::Plain;
+use crate::wire::{WireError, be16, tcp};
 
 /// Frames that are read before the first of them is judged: enough for the
 /// memory to answer meanwhile, few enough for everything about them to stay in
@@ -16,13 +17,20 @@ use crate::wire::packet::{Fragment, Packet};
 pub(crate) const STRIDE: usize = 32;
 
 /// A stage's notes on one frame.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Work {
-    pub(crate) packet: Packet,
     pub(crate) tuple: FlowTuple,
-    /// Decapsulation: outer source address, and outer ECN bits.
+    /// Decapsulation: outer source address.
     pub(crate) sender: Addr,
+    /// Bytes from the IP header to the packet's end.
+    pub(crate) total_len: u32,
+    /// Inner ECN bits.
     pub(crate) ecn: u8,
+    /// Decapsulation: outer ECN bits.
+    pub(crate) outer_ecn: u8,
+    /// Whether it is whole, of UDP, or of TCP without SYN, FIN and RST: then
+    /// nothing but its direction matters to a flow that is known.
+    pub(crate) ordinary: bool,
 }
 
 /// Frames that go through a stage together, and the verdicts on them.
@@ -101,49 +109,61 @@ impl Stride<'_> {
     }
 }
 
-/// The view of an inner frame.
-#[inline]
-pub(crate) fn inner_frame(bytes: &[u8]) -> Result<Ethernet<'_>, DropReason> {
-    Ethernet::new_checked(bytes).map_err(inner_error)
-}
-
-/// Reads the IP packet in an inner frame, whose EtherType must agree with it,
-/// names its flow, and asks for the flow's line.
+/// Reads the IP packet in an inner frame, names its flow, and asks for the
+/// flow's line.
 ///
 /// Each family's notes are written where they were read: merged into one value
-/// first, they would be copied through the stack.
+/// first, an IPv4 packet would cost as much as one of IPv6.
 #[inline(always)]
 pub(crate) fn read_inner(
     cx: &Context<'_>,
-    frame: &Ethernet<'_>,
+    frame: &[u8],
     work: &mut Work,
 ) -> Result<(), DropReason> {
-    match frame.ethertype() {
-        ethernet::ETHERTYPE_IPV4 => {
-            note(cx, Packet::parse_v4(frame.payload()).map_err(inner_error)?, work);
-        }
-        ethernet::ETHERTYPE_IPV6 => {
-            note(cx, Packet::parse_v6(frame.payload()).map_err(inner_error)?, work);
-        }
-        _ => return Err(DropReason::InnerUnsupported),
+    let noted = match frame.first_chunk().map(|header: &[u8; 14]| be16(header, 12)) {
+        Some(ethernet::ETHERTYPE_IPV4) => Plain::read_v4(frame).map(|plain| note(cx, plain, work)),
+        Some(ethernet::ETHERTYPE_IPV6) => Plain::read_v6(frame).map(|plain| note(cx, plain, work)),
+        _ => None,
+    };
+    if noted.is_none() {
+        read_any(cx, frame, work)?;
     }
     cx.flows.prefetch(work.tuple.hash);
     Ok(())
 }
 
 #[inline(always)]
-fn note(cx: &Context<'_>, packet: Packet, work: &mut Work) {
+fn note(cx: &Context<'_>, plain: Plain, work: &mut Work) {
     let (vni, hasher) = (cx.tables.overlay.vni, cx.flows.hasher());
-    work.packet = packet;
-    match packet.fragment {
-        Fragment::Later { ident } => {
-            work.tuple = FlowTuple::of_fragments(packet, ident, vni, hasher);
-        }
-        _ => work.tuple = FlowTuple::of_whole(&packet, vni, hasher),
-    }
+    let ends = (plain.src, plain.dst);
+    work.tuple = FlowTuple::of_ports(ends, plain.ports, plain.protocol, vni, hasher);
+    (work.total_len, work.ecn) = (plain.total_len, plain.ecn);
+    work.ordinary = plain.tcp_flags & (tcp::SYN | tcp::FIN | tcp::RST) == 0;
 }
 
-fn inner_error(error: WireError) -> DropReason {
+/// The same for packets of all kinds.
+#[cold]
+#[inline(never)]
+fn read_any(cx: &Context<'_>, frame: &[u8], work: &mut Work) -> Result<(), DropReason> {
+    let packet = parse_inner(frame)?;
+    work.tuple = FlowTuple::of(&packet, cx.tables.overlay.vni, cx.flows.hasher());
+    (work.total_len, work.ecn) = (packet.total_len, packet.ecn);
+    work.ordinary = false;
+    Ok(())
+}
+
+/// The IP packet in an inner frame, whose EtherType must agree with it.
+pub(crate) fn parse_inner(frame: &[u8]) -> Result<Packet, DropReason> {
+    let frame = Ethernet::new_checked(frame).map_err(inner_error)?;
+    let parsed = match frame.ethertype() {
+        ethernet::ETHERTYPE_IPV4 => Packet::parse_v4(frame.payload()),
+        ethernet::ETHERTYPE_IPV6 => Packet::parse_v6(frame.payload()),
+        _ => Err(WireError::Unsupported),
+    };
+    parsed.map_err(inner_error)
+}
+
+pub(crate) fn inner_error(error: WireError) -> DropReason {
     match error {
         WireError::Truncated => DropReason::InnerTruncated,
         WireError::Malformed => DropReason::InnerMalformed,

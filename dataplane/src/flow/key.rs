@@ -61,14 +61,28 @@ impl FlowTuple {
     }
 
     /// The flow that `packet`, which is no later fragment, is of.
-    #[inline(always)]
+    #[inline]
     pub fn of_whole(packet: &Packet, vni: Vni, hasher: &FlowHasher) -> Self {
         let (source, destination) = ends(packet);
-        let from_low = (packet.src, source) <= (packet.dst, destination);
         let numbers = u32::from(source) << 16 | u32::from(destination);
+        Self::of_ports((packet.src, packet.dst), numbers, packet.protocol, vni, hasher)
+    }
+
+    /// The flow of a packet from the first of two addresses to the second;
+    /// `ports` holds its source port and, below it, its destination port.
+    #[inline(always)]
+    pub fn of_ports(
+        ends: (Addr, Addr),
+        ports: u32,
+        protocol: u8,
+        vni: Vni,
+        hasher: &FlowHasher,
+    ) -> Self {
+        let swapped = ports.rotate_left(16);
+        let from_low = (ends.0, ports) <= (ends.1, swapped);
         // Which end is the low one is a matter of chance: no branches.
-        let numbers = select_unpredictable(from_low, numbers, numbers.rotate_left(16));
-        Self::new(packet, from_low, numbers, packet.protocol, vni, false, hasher)
+        let numbers = select_unpredictable(from_low, ports, swapped);
+        Self::new(ends, from_low, numbers, protocol, vni, false, hasher)
     }
 
     /// The flow of the fragments with this identification.
@@ -82,12 +96,12 @@ impl FlowTuple {
             false => (protocol::FRAGMENT, ident),
         };
         let from_low = packet.src <= packet.dst;
-        Self::new(&packet, from_low, ident, protocol, vni, true, hasher)
+        Self::new((packet.src, packet.dst), from_low, ident, protocol, vni, true, hasher)
     }
 
     #[inline(always)]
     fn new(
-        packet: &Packet,
+        ends: (Addr, Addr),
         from_low: bool,
         numbers: u32,
         protocol: u8,
@@ -95,8 +109,8 @@ impl FlowTuple {
         fragment: bool,
         hasher: &FlowHasher,
     ) -> Self {
-        let low = select_unpredictable(from_low, packet.src, packet.dst);
-        let high = select_unpredictable(from_low, packet.dst, packet.src);
+        let low = select_unpredictable(from_low, ends.0, ends.1);
+        let high = select_unpredictable(from_low, ends.1, ends.0);
         let tuple = u64::from(numbers) << 32 | u64::from(protocol) << 24 | u64::from(vni.get());
         let key = FlowKey { low, high, tuple, fragment };
         Self { key, from_low, hash: hasher.hash(low, high, tuple) }

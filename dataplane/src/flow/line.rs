@@ -13,6 +13,7 @@ use super::{FlowKey, Tick};
 use crate::addr::Addr;
 use crate::sync::{AtomicU64, Ordering, fence};
 use crate::tables::{RuleId, VtepId};
+use crate::wire::protocol;
 
 /// Times that a reader looks again at a line that is being written.
 const PATIENCE: u32 = if cfg!(loom) { 1 } else { 100 };
@@ -44,17 +45,17 @@ pub struct FlowState {
     pub generation: u32,
 }
 
-const ALLOW: u64 = 1 << 32;
-const FROM_LOW: u64 = 1 << 33;
-const LOW_IS_LOCAL: u64 = 1 << 34;
-pub(super) const REPLIED: u64 = 1 << 35;
-pub(super) const FIN_INITIATOR: u64 = 1 << 36;
-pub(super) const FIN_RESPONDER: u64 = 1 << 37;
-pub(super) const RESET: u64 = 1 << 38;
-pub(super) const FRAGMENT: u64 = 1 << 39;
-pub(super) const ESTABLISHED: u64 = 1 << 40;
+const ALLOW: u64 = 1;
+const FROM_LOW: u64 = 1 << 1;
+const LOW_IS_LOCAL: u64 = 1 << 2;
+pub(super) const REPLIED: u64 = 1 << 3;
+pub(super) const FIN_INITIATOR: u64 = 1 << 4;
+pub(super) const FIN_RESPONDER: u64 = 1 << 5;
+pub(super) const RESET: u64 = 1 << 6;
+pub(super) const FRAGMENT: u64 = 1 << 7;
+pub(super) const ESTABLISHED: u64 = 1 << 8;
 /// The line holds a flow, be it live or over.
-const USED: u64 = 1 << 41;
+const USED: u64 = 1 << 9;
 
 /// Whether the bits say that the connection is over.
 pub(super) const fn closing(bits: u64) -> bool {
@@ -70,7 +71,7 @@ impl FlowState {
 
     fn bits(&self, fragment: bool) -> u64 {
         let flag = |set: bool, bit: u64| if set { bit } else { 0 };
-        USED | u64::from(self.vtep.0)
+        USED | u64::from(self.vtep.0) << 32
             | flag(self.allow, ALLOW)
             | flag(self.from_low, FROM_LOW)
             | flag(self.low_is_local, LOW_IS_LOCAL)
@@ -93,7 +94,7 @@ impl FlowState {
             fin_initiator: bits & FIN_INITIATOR != 0,
             fin_responder: bits & FIN_RESPONDER != 0,
             reset: bits & RESET != 0,
-            vtep: VtepId(bits as u32),
+            vtep: VtepId((bits >> 32) as u32),
             rule,
             generation,
         }
@@ -108,6 +109,7 @@ pub(super) struct Line {
     /// Low end, high end: upper half, lower half of each.
     ends: [AtomicU64; 4],
     tuple: AtomicU64,
+    /// Upper half: VTEP; below it the flags.
     pub(super) state: AtomicU64,
     /// Upper half: generation; lower half: tick when last seen.
     pub(super) seen: AtomicU64,
@@ -173,6 +175,13 @@ impl Line {
             && self.state.load(Ordering::Relaxed) & USED != 0
     }
 
+    /// Notes when the flow was seen last, unless another worker has done so.
+    pub(super) fn see(&self, seen: u64, now: Tick) {
+        let new = seen & !0xffff_ffff | u64::from(now.0);
+        let order = Ordering::Relaxed;
+        let _lost_to_another_worker = self.seen.compare_exchange(seen, new, order, order);
+    }
+
     /// Becomes the line's only writer, if it still is as it was read.
     pub(super) fn lock(&self, words: &Words) -> bool {
         let odd = words.sequence | 1;
@@ -236,17 +245,49 @@ impl Words {
 
     #[inline]
     pub(super) fn is(&self, key: &FlowKey) -> bool {
+        let wanted = if key.fragment { USED | FRAGMENT } else { USED };
+        self.differs(key) | (self.state & (USED | FRAGMENT) ^ wanted) == 0
+    }
+
+    /// Zero if ends and tuple are those of this name.
+    #[inline(always)]
+    fn differs(&self, key: &FlowKey) -> u64 {
         let (low, high) = (key.low.bits(), key.high.bits());
         let [a, b, c, d] = self.ends;
         // Word by word and without branches: compared as arrays, the words
         // would be stored and loaded again at another width.
-        let ends = (a ^ (low >> 64) as u64)
+        (a ^ (low >> 64) as u64)
             | (b ^ low as u64)
             | (c ^ (high >> 64) as u64)
-            | (d ^ high as u64);
-        let wanted = if key.fragment { USED | FRAGMENT } else { USED };
-        let rest = (self.tuple ^ key.tuple) | (self.state & (USED | FRAGMENT) ^ wanted);
-        ends | rest == 0
+            | (d ^ high as u64)
+            | (self.tuple ^ key.tuple)
+    }
+
+    /// Whether this is a flow of that name that is allowed, and `from_low` the
+    /// direction of those of its packets that go out from this node or, if not
+    /// `outward`, come to it. The name must not be that of fragments.
+    #[inline(always)]
+    pub(super) fn lets_pass(&self, key: &FlowKey, from_low: bool, outward: bool) -> bool {
+        const MASK: u64 = USED | FRAGMENT | ALLOW | LOW_IS_LOCAL;
+        let place = if from_low == outward { LOW_IS_LOCAL } else { 0 };
+        let state = self.state & MASK ^ (USED | ALLOW | place);
+        self.differs(key) | state == 0
+    }
+
+    /// Whether a packet in this direction, of TCP without SYN, FIN and RST, tells
+    /// something new of the connection.
+    #[inline(always)]
+    pub(super) fn learns(&self, from_low: bool) -> bool {
+        let from_initiator = (self.state & FROM_LOW != 0) == from_low;
+        if from_initiator {
+            self.state & (REPLIED | ESTABLISHED) == REPLIED && self.protocol() == protocol::TCP
+        } else {
+            self.state & REPLIED == 0
+        }
+    }
+
+    pub(super) fn vtep(&self) -> VtepId {
+        VtepId((self.state >> 32) as u32)
     }
 
     pub(super) fn protocol(&self) -> u8 {

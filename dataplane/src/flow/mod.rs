@@ -19,6 +19,7 @@
 //! lines are made vacant again now and then, off the packets' path ([`sweep`]).
 
 use crate::sync::{AtomicU64, Ordering, fence};
+use crate::tables::VtepId;
 use crate::wire::{protocol, tcp};
 
 mod hash;
@@ -135,6 +136,28 @@ impl Found {
     pub fn state(&self) -> FlowState {
         self.words.flow()
     }
+
+    /// The part of it that a packet needs.
+    pub fn glimpse(&self) -> Glimpse {
+        Glimpse { vtep: self.words.vtep(), line: self.line, seen: self.words.seen }
+    }
+}
+
+/// What a packet needs to know of its flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Glimpse {
+    /// The VTEP of the remote end.
+    pub vtep: VtepId,
+    line: usize,
+    seen: u64,
+}
+
+impl Glimpse {
+    /// Low 32 bits of the generation of the tables that the flow was judged by.
+    #[inline]
+    pub const fn generation(&self) -> u32 {
+        (self.seen >> 32) as u32
+    }
 }
 
 /// The table.
@@ -194,6 +217,41 @@ impl FlowTable {
         }
     }
 
+    /// The flow with this name, if a packet of it may pass in this direction by
+    /// what was decided, and tells nothing new of it. The packet must be whole,
+    /// neither ICMP nor TCP with SYN, FIN or RST. `None` says nothing:
+    /// [`find`](Self::find) does.
+    #[inline(always)]
+    pub fn glance(&self, tuple: &FlowTuple, outward: bool, now: Tick) -> Option<Glimpse> {
+        let home = self.home(tuple.hash);
+        for (at, line) in self.lines.get(home..home + WINDOW)?.iter().enumerate() {
+            let words = line.read()?;
+            if words.lets_pass(&tuple.key, tuple.from_low, outward) {
+                let idle = now.since(words.last_seen());
+                let good = !words.learns(tuple.from_low)
+                    && (idle <= FRESH
+                        || self.renew(line, (words.state, words.seen), words.protocol(), now));
+                let (vtep, seen) = (words.vtep(), words.seen);
+                return good.then_some(Glimpse { vtep, line: home + at, seen });
+            }
+            if words.vacant() {
+                break;
+            }
+        }
+        None
+    }
+
+    /// Notes that a flow is seen again, unless it has been idle for too long. By
+    /// value: what is lent out has to be in memory.
+    #[inline(never)]
+    fn renew(&self, line: &Line, (state, seen): (u64, u64), protocol: u8, now: Tick) -> bool {
+        let live = !self.timed_out(state, protocol, now.since(Tick(seen as u32)));
+        if live {
+            line.see(seen, now);
+        }
+        live
+    }
+
     /// The flow with this name, unless it has been idle for too long.
     #[inline(always)]
     pub fn find(&self, tuple: &FlowTuple, now: Tick) -> Result<Found, NotFound> {
@@ -247,21 +305,17 @@ impl FlowTable {
             let _lost_to_another_worker = line.state.compare_exchange(old, bits, order, order);
         }
         if now.since(found.words.last_seen()) > FRESH {
-            let old = found.words.seen;
-            let new = old & !0xffff_ffff | u64::from(now.0);
-            let order = Ordering::Relaxed;
-            let _lost_to_another_worker = line.seen.compare_exchange(old, new, order, order);
+            line.see(found.words.seen, now);
         }
     }
 
     /// Notes that the verdict on a flow that was found still holds by the tables
     /// of this generation.
     #[inline]
-    pub fn confirm(&self, found: &Found, generation: u32) {
-        let old = found.words.seen;
-        let new = old & 0xffff_ffff | u64::from(generation) << 32;
+    pub fn confirm(&self, found: &Glimpse, generation: u32) {
+        let new = found.seen & 0xffff_ffff | u64::from(generation) << 32;
         let (seen, order) = (&self.lines[found.line].seen, Ordering::Relaxed);
-        let _lost_to_another_worker = seen.compare_exchange(old, new, order, order);
+        let _lost_to_another_worker = seen.compare_exchange(found.seen, new, order, order);
     }
 
     /// Replaces what is remembered of a flow that was found. Without effect

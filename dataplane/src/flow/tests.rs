@@ -60,6 +60,54 @@ mod plain {
     }
 
     #[test]
+    fn a_glance_sees_flows_about_which_nothing_is_to_be_done() {
+        let mut seen = 0;
+        for bits in 0..512u32 {
+            let table = FlowTable::new(64, Timeouts::default());
+            let bit = |at: u32| bits >> at & 1 == 1;
+            let kept = FlowState {
+                allow: bit(0),
+                from_low: bit(1),
+                low_is_local: bit(2),
+                replied: bit(3),
+                established: bit(4),
+                ..state(7)
+            };
+            let flow =
+                FlowTuple { from_low: bit(5), ..tuple(&table, 1, if bit(8) { TCP } else { UDP }) };
+            // Seen just now, or ten seconds ago, or too long ago.
+            let idle = if bit(6) { 100 } else { 0 } * if bit(7) { 10_000_000 } else { 1 };
+            let now = Tick(NOW.0 + idle);
+            table.insert(&flow, &kept, NOW).unwrap();
+            let found = table.find(&flow, now).map(|found| found.state()).ok();
+            for outward in [true, false] {
+                let glimpse = table.glance(&flow, outward, now);
+                let may_pass = kept.allow && outward == (kept.low_is_local == flow.from_low);
+                let known = glimpse.is_some();
+                if let Some(glimpse) = glimpse {
+                    assert_eq!(found, Some(kept));
+                    assert_eq!((glimpse.vtep, glimpse.generation()), (VtepId(7), 7));
+                }
+                if known {
+                    assert!(may_pass);
+                    assert!(table.find(&flow, Tick(now.0 + 299)).is_ok(), "it was seen just now");
+                    table.touch(&table.find(&flow, now).unwrap(), flow.from_low, tcp::ACK, now);
+                    assert_eq!(table.find(&flow, now).unwrap().state(), kept);
+                    seen += 1;
+                } else if may_pass && found.is_some() {
+                    table.touch(&table.find(&flow, now).unwrap(), flow.from_low, tcp::ACK, now);
+                    assert_ne!(table.find(&flow, now).unwrap().state(), kept);
+                }
+            }
+        }
+        assert!(seen > 40, "{seen}");
+        let table = FlowTable::new(64, Timeouts::default());
+        assert_eq!(table.glance(&tuple(&table, 1, UDP), true, NOW), None);
+        table.stall();
+        assert_eq!(table.glance(&tuple(&table, 1, UDP), true, NOW), None);
+    }
+
+    #[test]
     fn tcp_states_follow_the_flags() {
         let table = FlowTable::new(64, Timeouts::default());
         let flow = tuple(&table, 1, TCP);

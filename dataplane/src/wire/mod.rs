@@ -20,6 +20,7 @@ pub mod icmp;
 pub mod ipv4;
 pub mod ipv6;
 pub mod packet;
+pub mod plain;
 pub mod tcp;
 pub mod udp;
 pub mod vxlan;
@@ -50,8 +51,14 @@ pub mod protocol {
 
 /// The two bytes at `at` as a number; the place is known to lie within.
 #[inline]
-const fn be16<const N: usize>(bytes: &[u8; N], at: usize) -> u16 {
+pub(crate) const fn be16<const N: usize>(bytes: &[u8; N], at: usize) -> u16 {
     u16::from_be_bytes([bytes[at], bytes[at + 1]])
+}
+
+/// The same of four bytes.
+#[inline]
+const fn be32<const N: usize>(bytes: &[u8; N], at: usize) -> u32 {
+    u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
 /// An Ethernet address.

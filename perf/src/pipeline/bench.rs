@@ -2,9 +2,10 @@
 //!
 //! Every flow is its own packet; the flows are visited in an order that no
 //! prefetcher guesses. Before the clock starts, a batch's bytes are put into
-//! recycled frame buffers, as a device puts them into the cache. Then the
-//! stage runs. After the clock has stopped, the output is read back into a
-//! checksum. The clock's own cost is left out.
+//! recycled frame buffers, as a device puts them into the cache; they lie in
+//! memory of the kind that the daemon's workers have. Then the stage runs. After
+//! the clock has stopped, the output is read back into a checksum. The clock's
+//! own cost is left out.
 
 use std::time::Instant;
 
@@ -13,13 +14,14 @@ use tieline_dataplane::decap::decap;
 use tieline_dataplane::encap::encap;
 use tieline_dataplane::enforce::Context;
 use tieline_dataplane::flow::{FlowTable, SLICES, Tick};
-use tieline_dataplane::frame::{Frame, HeapMemory, Memory};
+use tieline_dataplane::frame::{Frame, Memory};
 use tieline_dataplane::hint;
 use tieline_dataplane::publish::Publisher;
 use tieline_dataplane::stage::Batch;
 use tieline_dataplane::tables::Snapshot;
 use tieline_dataplane::verdict::Verdict;
 use tieline_dataplane::wire::checksum;
+use tieline_dataplane::xsk::area::{Area, AreaError};
 
 use super::world::{self, World};
 
@@ -124,7 +126,7 @@ pub(crate) struct Bench<'a> {
     /// Number of the first of the flows.
     first_flow: usize,
     batch_len: usize,
-    memory: HeapMemory,
+    memory: Area,
     batch: Batch,
     tally: Tally,
     /// Flows and buffers used so far.
@@ -141,11 +143,11 @@ impl<'a> Bench<'a> {
         flows: usize,
         batch_len: usize,
         clock: &'a Clock,
-    ) -> Self {
-        let mut memory = HeapMemory::new(BUFFERS, BUFFER_LEN);
+    ) -> Result<Self, AreaError> {
+        let mut memory = Area::new(BUFFERS, BUFFER_LEN)?;
         // Hold every buffer: they are used in turn, not as they come free.
         while memory.allocate().is_some() {}
-        Self {
+        Ok(Self {
             world,
             clock,
             direction,
@@ -158,7 +160,7 @@ impl<'a> Bench<'a> {
             next: 0,
             dropped: 0,
             started: Instant::now(),
-        }
+        })
     }
 
     /// Begins every flow.
@@ -245,7 +247,7 @@ impl<'a> Bench<'a> {
     pub(crate) fn run(
         &mut self,
         packets: usize,
-        mut stage: impl FnMut(&mut HeapMemory, &mut Batch),
+        mut stage: impl FnMut(&mut Area, &mut Batch),
     ) -> Figures {
         let mut samples = Vec::with_capacity(packets / self.batch_len + 1);
         let mut sum = 0;
@@ -270,7 +272,7 @@ impl<'a> Bench<'a> {
             let chunk = self.next as u32 % BUFFERS;
             self.next += 1;
             let frame = Frame { chunk, head: HEADROOM, len: 256, segment: 0 };
-            let bytes = self.memory.bytes_mut(&frame);
+            let bytes = Memory::bytes_mut(&mut self.memory, &frame);
             let len = match self.direction {
                 Direction::Encap => {
                     let len = self.world.frame_len();
@@ -288,7 +290,7 @@ impl<'a> Bench<'a> {
         let mut sum = 0;
         for (frame, verdict) in self.batch.drain() {
             self.dropped += usize::from(matches!(verdict, Verdict::Drop(_)));
-            sum += checksum::sum(self.memory.bytes(&frame));
+            sum += checksum::sum(Memory::bytes(&self.memory, &frame));
         }
         sum
     }
@@ -316,7 +318,7 @@ fn stage(
     tables: &Snapshot,
     flows: &FlowTable,
     now: Tick,
-    memory: &mut HeapMemory,
+    memory: &mut Area,
     batch: &mut Batch,
     tally: &mut Tally,
 ) {

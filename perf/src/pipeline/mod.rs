@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use clap::{Args, ValueEnum};
 use tieline_dataplane::flow::{FlowTable, Timeouts};
 use tieline_dataplane::publish::Publisher;
+use tieline_dataplane::xsk::area::AreaError;
 
 use crate::Output;
 use crate::report::{Bar, Row, median_and_spread, table};
@@ -56,7 +57,7 @@ pub(crate) struct Options {
 enum Pages {
     /// 2 MiB, where the kernel has them.
     Huge,
-    /// What the allocator gets by itself.
+    /// 4 KiB for everything.
     Small,
 }
 
@@ -181,8 +182,15 @@ fn cases() -> Vec<Case> {
 
 /// Runs the verb.
 pub(crate) fn run(options: &Options) -> ExitCode {
-    if options.pages == Pages::Huge {
-        restart_on_huge_pages();
+    match options.pages {
+        Pages::Huge => restart_on_huge_pages(),
+        Pages::Small => {
+            // For the whole process: frames and flow table ask for huge pages.
+            if let Err(error) = rustix::thread::disable_transparent_huge_pages(true) {
+                eprintln!("can't do without huge pages: {error}");
+                return ExitCode::from(2);
+            }
+        }
     }
     if let Some(cpu) = options.cpu
         && !core_affinity::set_for_current(core_affinity::CoreId { id: cpu })
@@ -202,7 +210,13 @@ pub(crate) fn run(options: &Options) -> ExitCode {
         if options.flows.is_some_and(|flows| flows != case.flows) {
             continue;
         }
-        let (runs, pages) = measure(&case, options, &clock);
+        let (runs, pages) = match measure(&case, options, &clock) {
+            Ok(measured) => measured,
+            Err(error) => {
+                eprintln!("{error}");
+                return ExitCode::from(2);
+            }
+        };
         most_pages = most_pages.max(pages);
         left_out += runs.iter().map(|figures| figures.left_out).sum::<usize>();
         let row = row(&case, &runs, &rows, &clock);
@@ -234,13 +248,17 @@ pub(crate) fn run(options: &Options) -> ExitCode {
 }
 
 /// The case's runs, and the memory during them.
-fn measure(case: &Case, options: &Options, clock: &Clock) -> (Vec<Figures>, bench::MemoryUse) {
+fn measure(
+    case: &Case,
+    options: &Options,
+    clock: &Clock,
+) -> Result<(Vec<Figures>, bench::MemoryUse), AreaError> {
     let world = World::new(ENDPOINTS, case.rules, case.v6);
     let direction = match case.work {
         Work::Hit(direction) => direction,
         _ => Direction::Encap,
     };
-    let mut bench = Bench::new(&world, direction, case.flows, options.batch, clock);
+    let mut bench = Bench::new(&world, direction, case.flows, options.batch, clock)?;
     let runs = options.runs.max(1);
     let table = || FlowTable::new(case.flows * 2, Timeouts::default());
     let mut pages = bench::pages();
@@ -280,7 +298,7 @@ fn measure(case: &Case, options: &Options, clock: &Clock) -> (Vec<Figures>, benc
     };
     // A drop is cheap: figures with drops in them would flatter.
     assert!(case.work == Work::Floor || bench.dropped == 0, "{}: packets were dropped", case.name);
-    (figures, pages)
+    Ok((figures, pages))
 }
 
 fn row(case: &Case, runs: &[Figures], before: &[Row], clock: &Clock) -> Row {
