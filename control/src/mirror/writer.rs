@@ -34,10 +34,6 @@ use super::{checks, tell};
 
 /// Changes of the world within this time are one change.
 const GATHER: Duration = Duration::from_millis(50);
-/// How often as long as it takes to work out what is wanted, to rest before
-/// doing so again: many pods take a moment, and unrest of theirs is no reason to
-/// work on it all the time.
-const REST: u32 = 4;
 /// When to look again for what is not there, or not allowed.
 pub(super) const LOOK_AGAIN: Duration = Duration::from_secs(30);
 /// Longest wait after failures of the API.
@@ -463,7 +459,8 @@ impl Task {
         });
         let Ok((wanted, grouper)) = worked.await else { return };
         let now = Instant::now();
-        leading.rested = now + REST * (now - begun);
+        // Many pods take a while; their unrest is no reason to do nothing else.
+        leading.rested = now + (now - begun);
         leading.grouper = grouper;
         if let Some(before) = &leading.wanted {
             leading.pace.changes(wanted.changes_since(before), now);
