@@ -13,7 +13,6 @@ use std::sync::Arc;
 use tieline_dataplane::addr::Addr;
 
 use crate::map::Map;
-use crate::mirror::is_ours;
 use crate::policy::api::{PolicyKind, PolicyObject, PolicyObjects};
 use crate::policy::compile::{Population, View, ViewId};
 use crate::resolve::claims::Claims;
@@ -240,7 +239,7 @@ fn same_sets(old: &ClusterObjects, new: &ClusterObjects) -> bool {
             *kind == PolicyKind::NetworkSet && name.namespace == namespace
         })
     };
-    let counts = |set: Option<&Arc<PolicyObject>>| set.is_some_and(|set| !is_ours(set));
+    let counts = |set: Option<&Arc<PolicyObject>>| set.is_some_and(|set| !set.is_ours());
     let sets = old
         .policy
         .0

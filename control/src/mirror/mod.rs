@@ -55,20 +55,14 @@ pub mod wanted;
 mod writer;
 
 pub use api::LEASE;
-pub use object::OWNER;
 pub use status::MirrorStatus;
 pub use wanted::{Input, Modes};
 pub use writer::{Mirror, Place};
 
-/// Whether an object is one that is written for Felix.
-pub fn is_ours(object: &PolicyObject) -> bool {
-    matches!(object, PolicyObject::NetworkSet(set) if set.labels.contains_key(OWNER))
-}
-
 /// Whether nothing is different between two states of the world but what is
 /// written for Felix, from which nothing follows.
 pub fn same_but_ours(old: &World, new: &World) -> bool {
-    let theirs = |object: Option<&Arc<PolicyObject>>| object.is_some_and(|it| !is_ours(it));
+    let theirs = |object: Option<&Arc<PolicyObject>>| object.is_some_and(|it| !it.is_ours());
     let mut policy = old.local.policy.0.diff(&new.local.policy.0);
     let rest = |of: &World| {
         let local = ClusterObjects { policy: PolicyObjects::default(), ..(*of.local).clone() };
@@ -85,9 +79,7 @@ pub fn is_label_value(value: &str) -> bool {
 /// The sets that are written for Felix, as identities of the local cluster.
 pub fn mirrored_sets(objects: &PolicyObjects) -> Vec<Identity> {
     let sets = objects.0.iter().filter_map(|((kind, name), object)| match &**object {
-        PolicyObject::NetworkSet(set)
-            if *kind == PolicyKind::GlobalNetworkSet && is_ours(object) =>
-        {
+        PolicyObject::NetworkSet(set) if *kind == PolicyKind::GlobalNetworkSet && set.is_ours() => {
             Some(Identity {
                 cluster: ClusterId::Local,
                 kind: IdentityKind::NetworkSet,
@@ -111,7 +103,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::policy::api::parse;
+    use crate::policy::api::{OWNER, parse};
 
     #[test]
     fn our_own_writes_are_no_news() {

@@ -11,11 +11,9 @@ use tieline_dataplane::addr::Prefix;
 use super::labels::is_value;
 use super::pools::Pool;
 use super::sets::Set;
+use crate::policy::api::OWNER;
 use crate::state::Labels;
 
-/// The label that makes an object ours; its value is the name of the
-/// RemoteClusterConfiguration that the object is there for.
-pub const OWNER: &str = "tieline/remote-cluster";
 /// Every remote cluster that a pool is there for.
 const OWNERS: &str = "tieline/remote-clusters";
 /// Where Calico's storage group keeps labels.

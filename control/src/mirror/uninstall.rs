@@ -9,7 +9,8 @@ use serde::Serialize;
 use super::announce;
 use super::api::{self, Failure, LEASE, Requests};
 use super::lease::DURATION;
-use super::object::{OWNER, Storage, Written};
+use super::object::{Storage, Written};
+use crate::policy::api::OWNER;
 
 /// What was removed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]

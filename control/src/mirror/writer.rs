@@ -22,7 +22,7 @@ use super::api::{Failure, LEASE, Requests};
 use super::follow::{follow_lease, follow_objects};
 use super::group::Grouper;
 use super::lease::{Election, Record, Step};
-use super::object::{OWNER, Storage, Written};
+use super::object::{Storage, Written};
 use super::owned::Owned;
 use super::pace::Pace;
 use super::pools::Pool;
@@ -31,6 +31,7 @@ use super::sets::{Plan, Set};
 use super::status::MirrorStatus;
 use super::wanted::{Asked, Input, Modes, Wanted, work_out};
 use super::{checks, tell};
+use crate::policy::api::OWNER;
 
 /// Changes of the world within this time are one change.
 const GATHER: Duration = Duration::from_millis(50);

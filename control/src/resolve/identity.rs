@@ -187,7 +187,7 @@ pub(crate) fn network_sets(local: &ClusterObjects) -> impl Iterator<Item = Ident
     local.policy.0.iter().filter_map(|((kind, name), object)| {
         let PolicyObject::NetworkSet(set) = &**object else { return None };
         // What we have written for Felix is known better from its origin.
-        if set.labels.contains_key(crate::mirror::OWNER) {
+        if set.is_ours() {
             return None;
         }
         let mut labels = set.labels.clone();

@@ -104,6 +104,18 @@ pub struct NetworkSet {
     pub nets: Vec<Prefix>,
 }
 
+/// The label that makes an object ours, one that is written for Felix; its value
+/// is the name of the RemoteClusterConfiguration that the object is there for.
+pub const OWNER: &str = "tieline/remote-cluster";
+
+impl NetworkSet {
+    /// Whether it is written for Felix. What it says is known better from where
+    /// it comes from, so nothing follows from it.
+    pub fn is_ours(&self) -> bool {
+        self.labels.contains_key(OWNER)
+    }
+}
+
 pub(super) fn tier(object: &Value, meta: &Meta) -> Result<Tier> {
     let actions = &[("Deny", TierAction::Deny), ("Pass", TierAction::Pass)];
     let read = |spec| {
@@ -145,7 +157,7 @@ const NAMESPACE: &str = "projectcalico.org/namespace";
 
 pub(super) fn network_set(object: &Value, meta: &Meta) -> Result<NetworkSet> {
     // Those that are written for Felix say it in Calico's place.
-    let ours = meta.labels.contains_key(crate::mirror::OWNER);
+    let ours = meta.labels.contains_key(OWNER);
     if meta.labels.contains_key(NAMESPACE) && !ours {
         let reason = "is what Calico itself says of a namespace; remove it";
         return Err(ApiError::of(&format!("metadata.labels[{NAMESPACE:?}]"), reason));

@@ -35,7 +35,7 @@ mod rule;
 mod tests;
 
 pub(crate) use calico::BUILT_IN as BUILT_IN_TIERS;
-pub use calico::{NetworkSet, Policy, PolicyType, StagedAction, Tier};
+pub use calico::{NetworkSet, OWNER, Policy, PolicyType, StagedAction, Tier};
 pub use cluster::{ClusterPeer, ClusterPolicy, ClusterPorts, ClusterRule, ClusterTier, Subject};
 pub use kubernetes::{
     EndpointSlice, KubernetesPeer, KubernetesPolicy, KubernetesPorts, KubernetesRule, SlicePort,
@@ -165,6 +165,13 @@ pub enum PolicyObject {
     NetworkSet(NetworkSet),
     /// An EndpointSlice.
     EndpointSlice(EndpointSlice),
+}
+
+impl PolicyObject {
+    /// Whether it is a network set that is written for Felix.
+    pub fn is_ours(&self) -> bool {
+        matches!(self, Self::NetworkSet(set) if set.is_ours())
+    }
 }
 
 /// Policies, tiers, network sets and what else only policy reads, of one
