@@ -66,7 +66,11 @@ impl Daemon {
         if due.gateway || due.underlay {
             let outcome = self.reconcile_links().await;
             self.settle(Step::Links, "gateway", outcome);
-            let outcome = self.reconcile_ports().map_err(|error| with_causes(&error));
+            let mut outcome = self.reconcile_ports().map_err(|error| with_causes(&error));
+            if let Ok(conditions) = &mut outcome {
+                let workers = &self.config.current.workers;
+                conditions.extend(unusable_cpus(&workers.forbidden(&allowed_cpus())));
+            }
             self.settle(Step::Ports, "ports", outcome);
         }
         if due.gateway || due.underlay || due.receivers {
@@ -365,4 +369,33 @@ fn allowed_cpus() -> Vec<usize> {
     let set = rustix::thread::sched_getaffinity(None);
     set.map(|set| (0..rustix::thread::CpuSet::MAX_CPU).filter(|cpu| set.is_set(*cpu)).collect())
         .unwrap_or_default()
+}
+
+/// CPUs that workers were to be pinned to and can't be.
+fn unusable_cpus(forbidden: &[usize]) -> Option<Condition> {
+    let list: Vec<_> = forbidden.iter().map(ToString::to_string).collect();
+    let condition = Condition {
+        severity: Severity::Error,
+        cluster: ClusterId::Local,
+        object: "workers.cpus".to_owned(),
+        message: format!(
+            "the daemon may not run on CPU {}: its workers use the others of the list; widen its \
+             cgroup's CPUs, or correct the list",
+            list.join(", ")
+        ),
+    };
+    (!forbidden.is_empty()).then_some(condition)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpus_that_cannot_be_used_are_reported() {
+        assert_eq!(unusable_cpus(&[]), None);
+        let condition = unusable_cpus(&[6, 9]).expect("two are not usable");
+        assert_eq!((condition.severity, &*condition.object), (Severity::Error, "workers.cpus"));
+        assert!(condition.message.contains("CPU 6, 9:"), "{}", condition.message);
+    }
 }
