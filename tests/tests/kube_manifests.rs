@@ -223,7 +223,7 @@ fn checks_configurations(cluster: &ApiCluster, group: Group) {
     assert_eq!(lines[1][..3], ["odd", "Stale", "Enabled"]);
 }
 
-/// A right: group, resource, verb.
+/// A right: group, resource, or one object of it as "resource name", verb.
 type Right = (String, String, String);
 
 fn rights<T: AsRef<str>>(groups: &[T], resources: &[T], verbs: &[T]) -> BTreeSet<Right> {
@@ -252,9 +252,15 @@ fn rights_of(cluster: &ApiCluster, account: &str, namespace: &str) -> BTreeSet<R
         };
         let mut all = BTreeSet::new();
         for rule in answer["status"]["resourceRules"].as_array().unwrap() {
-            assert!(rule["resourceNames"].is_null(), "{rule}");
-            let [groups, resources, verbs] =
+            let [groups, mut resources, verbs] =
                 ["apiGroups", "resources", "verbs"].map(|key| texts(&rule[key]));
+            if !rule["resourceNames"].is_null() {
+                let names = texts(&rule["resourceNames"]);
+                let each = |resource: &String| -> Vec<String> {
+                    names.iter().map(|name| format!("{resource} {name}")).collect()
+                };
+                resources = resources.iter().flat_map(each).collect();
+            }
             all.extend(rights(&groups, &resources, &verbs));
         }
         all
@@ -349,7 +355,8 @@ fn the_daemon_has_its_own_and_no_others(cluster: &ApiCluster) {
     assert_eq!(daemon("calico-system"), &everywhere | &secrets);
     let leases =
         rights(&["coordination.k8s.io"], &["leases"], &["list", "watch", "create", "update"]);
-    assert_eq!(daemon("tieline-system"), &everywhere | &leases);
+    let labels = rights(&[""], &["namespaces tieline-system"], &["patch"]);
+    assert_eq!(daemon("tieline-system"), &(&everywhere | &leases) | &labels);
 
     let kubeconfig = account_kubeconfig(cluster, "tieline-system", "tieline");
     let try_it = |args: &[&str], allowed| try_request(cluster, &kubeconfig, args, allowed);
@@ -387,6 +394,8 @@ fn the_daemon_has_its_own_and_no_others(cluster: &ApiCluster) {
     cluster.apply("{apiVersion: v1, kind: Node, metadata: {name: node}}");
     try_it(&["annotate", "node", "node", "x=y"], false);
     try_it(&["create", "namespace", "x"], false);
+    try_it(&["label", "namespace", "tieline-system", "tieline/joined="], true);
+    try_it(&["label", "namespace", "default", "tieline/joined="], false);
 }
 
 fn remote_clusters_may_read_and_no_more(cluster: &ApiCluster) {
