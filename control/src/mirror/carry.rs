@@ -35,9 +35,12 @@ impl Task {
         let names: BTreeSet<String> = plan.differing().into_iter().map(str::to_owned).collect();
         leading.differs_since.retain(|name, _| names.contains(name));
         let refused_count = refused.len();
-        let mut order: Vec<(Instant, String)> = names
+        let mut order: Vec<(Instant, bool, String)> = names
             .into_iter()
-            .map(|name| (*leading.differs_since.entry(name.clone()).or_insert(now), name))
+            .map(|name| {
+                let since = *leading.differs_since.entry(name.clone()).or_insert(now);
+                (since, plan.holds_for_others(&name), name)
+            })
             .collect();
         order.sort();
         leading.written.retain(|_, at| *at + SAME_SET > now);
@@ -45,7 +48,7 @@ impl Task {
         let mut wake: Option<Instant> = None;
         let mut wake_at = |at: Instant| wake = Some(wake.map_or(at, |other| other.min(at)));
         let mut made = 0;
-        for (since, name) in &order {
+        for (since, _, name) in &order {
             let now = Instant::now();
             if made == SLICE || !self.election.holds(now) {
                 wake_at(now);

@@ -201,6 +201,15 @@ impl<'a> Plan<'a> {
         (next != *present).then_some(Write::Put(next))
     }
 
+    /// Whether a set still holds addresses for others that lack them: written
+    /// before those it would have to be written again.
+    pub fn holds_for_others(&self, name: &str) -> bool {
+        let wanted = self.wanted.get(name).map(|wanted| &wanted.nets);
+        let leaves = |net: &&Prefix| wanted.is_none_or(|wanted| !wanted.contains(*net));
+        let present = self.existing.get(name).into_iter().flat_map(|present| &present.nets);
+        present.filter(leaves).any(|net| self.lacking.contains_key(net))
+    }
+
     /// Whether all that is wrong with a set is that it holds addresses which
     /// nobody has any more.
     pub fn can_wait(&self, name: &str, gone: &HashSet<Prefix>) -> bool {
