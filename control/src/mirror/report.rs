@@ -36,6 +36,8 @@ pub(super) struct Reporter {
     resource: Option<Option<ApiResource>>,
     told: BTreeMap<String, Told>,
     not_before: Option<Instant>,
+    /// What went wrong the last time.
+    failure: Option<Failure>,
 }
 
 impl Reporter {
@@ -47,9 +49,9 @@ impl Reporter {
     ) -> (Option<Instant>, Option<Failure>) {
         self.told.retain(|name, _| remotes.contains_key(name));
         if let Some(at) = self.not_before.filter(|at| *at > Instant::now()) {
-            return (Some(at), None);
+            return (Some(at), self.failure.clone());
         }
-        self.not_before = None;
+        (self.not_before, self.failure) = (None, None);
         let mut wake: Option<Instant> = None;
         for (name, remote) in remotes {
             let due = match self.told.get(name) {
@@ -66,8 +68,8 @@ impl Reporter {
             }
             if let Err(failure) = self.tell(requests, name, remote).await {
                 let again = Instant::now() + super::writer::LOOK_AGAIN;
-                self.not_before = Some(again);
-                return (Some(again), Some(failure));
+                (self.not_before, self.failure) = (Some(again), Some(failure));
+                return (Some(again), self.failure.clone());
             }
         }
         (wake, None)

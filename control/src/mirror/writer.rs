@@ -351,8 +351,7 @@ impl Task {
         let input = self.input.borrow().clone()?;
         let leading = self.leading.as_mut()?;
         let (report, failure) = leading.reporter.report(&self.requests, &input.remotes).await;
-        let world = &input.derived.world;
-        let (announce, unannounced) = leading.announcer.announce(&self.requests, world).await;
+        let (announce, unannounced) = leading.announcer.announce(&self.requests, &input).await;
         for (what, failure) in [("status", failure), ("announce", unannounced)] {
             match failure {
                 Some(failure) => self.fail(what, failure),
