@@ -1,5 +1,7 @@
 //! How many packets took how long, in the manner of HDR histograms: buckets
-//! whose width grows with the time, so that each is at most 1/32 of it wide.
+//! whose width grows with the time, so that each is at most 1/32 of it wide. They
+//! are those that the program in the kernel counts into, so that its latencies
+//! and ours are told by the same code.
 
 /// Buckets for each power of two.
 pub(super) const STEPS: u32 = 32;
