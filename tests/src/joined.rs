@@ -384,9 +384,10 @@ pub fn tieline() -> &'static Path {
         if let Some(path) = std::env::var_os("TIELINE") {
             return path.into();
         }
-        // target/PROFILE/deps/TEST-HASH
-        let test = std::env::current_exe().expect("the test's own path");
-        let directory = test.parent().and_then(Path::parent).expect("the target directory");
+        // target/PROFILE/deps/TEST-HASH, or target/PROFILE/PROGRAM
+        let own = std::env::current_exe().expect("the program's own path");
+        let directory = own.ancestors().skip(1).find(|parent| !parent.ends_with("deps"));
+        let directory = directory.expect("the target directory");
         let profile = directory.file_name().and_then(|name| name.to_str()).expect("a profile");
         let profile = if profile == "debug" { "dev" } else { profile };
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
