@@ -17,6 +17,7 @@ pub mod changes;
 pub mod endpoint;
 pub mod policy;
 pub mod prefix;
+mod ranges;
 pub mod shard;
 pub mod vtep;
 

@@ -2,8 +2,8 @@
 //!
 //! Control turns an endpoint's ordered rules into one [`Program`] per set of
 //! peers that its rules can't tell apart. Judging a packet is then two array
-//! reads and two binary searches over port ranges; the number of rules and of
-//! endpoints does not enter.
+//! reads and two lookups of port ranges; the number of rules and of endpoints
+//! does not enter.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -11,6 +11,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use super::endpoint::ClassId;
+use super::ranges::Ranges;
 
 /// The policy of one or more local endpoints.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -84,14 +85,14 @@ pub struct Program {
 /// chosen by source range.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct PortMap {
-    source_starts: Box<[u16]>,
+    sources: Ranges,
     rows: Box<[Row]>,
 }
 
-/// The first port of each range, ascending from 0, and what holds in it.
+/// Ranges of destination ports, and what holds in each.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Row {
-    starts: Box<[u16]>,
+    destinations: Ranges,
     outcomes: Box<[Outcome]>,
 }
 
@@ -123,19 +124,13 @@ impl Program {
     #[inline]
     pub fn judge(&self, l4: &L4) -> Outcome {
         let map = &self.maps[self.protocols[l4.protocol as usize] as usize];
-        let row = &map.rows[last_start(&map.source_starts, l4.source)];
-        row.outcomes[last_start(&row.starts, l4.destination)]
+        let row = &map.rows[map.sources.of(l4.source)];
+        row.outcomes[row.destinations.of(l4.destination)]
     }
 }
 
 fn has(protocols: &[u64; 4], protocol: u8) -> bool {
     protocols[protocol as usize / 64] >> (protocol % 64) & 1 == 1
-}
-
-/// The last range that starts at or before `port`; the first starts at 0.
-#[inline]
-fn last_start(starts: &[u16], port: u16) -> usize {
-    starts.partition_point(|start| *start <= port).saturating_sub(1)
 }
 
 /// The ports at which some range begins or has just ended.
@@ -165,7 +160,7 @@ impl PortMap {
                 rows.push(row);
             }
         }
-        Self { source_starts: source_starts.into(), rows: rows.into() }
+        Self { sources: Ranges::new(source_starts), rows: rows.into() }
     }
 }
 
@@ -203,7 +198,7 @@ impl Row {
                 outcomes.push(outcome);
             }
         }
-        Self { starts: starts.into(), outcomes: outcomes.into() }
+        Self { destinations: Ranges::new(starts), outcomes: outcomes.into() }
     }
 }
 
