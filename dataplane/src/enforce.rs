@@ -14,7 +14,9 @@
 
 use crate::addr::Addr;
 use crate::counters::Tally;
-use crate::flow::{FlowState, FlowTable, FlowTuple, Found, Glimpse, NotFound, Refused, Tick};
+use crate::flow::{
+    FlowState, FlowTable, FlowTuple, Found, Glimpse, NotFound, Refused, Tick, Traffic,
+};
 use crate::stage::{Work, parse_inner};
 use crate::tables::{L4, NodeId, Outcome, Route, RuleId, Snapshot, VtepId};
 use crate::verdict::DropReason;
@@ -66,6 +68,7 @@ pub(crate) fn enforce<'f>(
         && is_sender(cx, origin, found.vtep)
     {
         tally.flow_hits += 1;
+        cx.flows.count(&found, work.tuple.from_low, work.total_len);
         return Ok(found.vtep);
     }
     enforce_any(cx, &work.tuple, frame(), origin, tally)
@@ -190,6 +193,7 @@ fn pass(
     if let Fragment::First { ident } = packet.fragment {
         remember_fragments(cx, packet, ident, *state, tuple.from_low)?;
     }
+    cx.flows.count(&found.glimpse(), tuple.from_low, packet.total_len);
     Ok(state.vtep)
 }
 
@@ -323,7 +327,10 @@ fn unknown(
     // An error or an echo reply answers a flow; it never begins one, or what
     // is allowed to answer could ask.
     if !error && !icmp::is_echo_reply(packet.protocol, packet.destination_port) {
-        let standing = cx.flows.insert(tuple, &state, cx.now).map_err(refused)?;
+        let standing = cx
+            .flows
+            .insert(tuple, &state, Traffic::packet(packet.total_len), cx.now)
+            .map_err(refused)?;
         // Another worker may have remembered it meanwhile, or it is apart from
         // a flow with its name; one that is denied stays denied.
         if let Some(FlowState { allow: false, from_low, low_is_local, .. }) =
@@ -370,7 +377,9 @@ fn remember_fragments(
         ..state
     };
     // An earlier packet may have had the same identification.
-    if let Some(earlier) = cx.flows.insert(&tuple, &state, cx.now).map_err(refused)? {
+    if let Some(earlier) =
+        cx.flows.insert(&tuple, &state, Traffic::default(), cx.now).map_err(refused)?
+    {
         cx.flows.update(&earlier, &state, cx.now);
     }
     Ok(())

@@ -128,7 +128,7 @@ pub(crate) fn read_inner(
     if noted.is_none() {
         read_any(cx, frame, work)?;
     }
-    cx.flows.prefetch(work.tuple.hash);
+    cx.flows.prefetch(&work.tuple);
     Ok(())
 }
 

@@ -129,6 +129,11 @@ impl FlowKey {
         ((self.tuple >> 48) as u16, (self.tuple >> 32) as u16)
     }
 
+    /// Whether this names the later fragments of a packet.
+    pub fn is_of_fragments(&self) -> bool {
+        self.fragment
+    }
+
     /// IP protocol number.
     pub fn protocol(&self) -> u8 {
         (self.tuple >> 24) as u8

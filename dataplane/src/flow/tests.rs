@@ -2,6 +2,9 @@ use super::*;
 use crate::addr::Addr;
 use crate::tables::{RuleId, VtepId};
 
+/// What a flow begins with that is not counted.
+const NONE: Traffic = Traffic { packets: 0, bytes: 0 };
+
 fn state(vtep: u32) -> FlowState {
     FlowState {
         allow: true,
@@ -40,6 +43,31 @@ mod plain {
     }
 
     #[test]
+    fn packets_are_counted_by_direction_from_the_first_one_of_a_flow() {
+        let table = FlowTable::new(64, Timeouts::default()).counting();
+        let flow = tuple(&table, 1, TCP);
+        table.insert(&flow, &state(1), Traffic::packet(60), NOW).unwrap();
+        let found = table.find(&flow, NOW).unwrap().glimpse();
+        for (from_low, bytes) in [(true, 40), (false, 1500), (true, 52)] {
+            table.count(&found, from_low == flow.from_low, bytes);
+        }
+        let there = Traffic { packets: 3, bytes: 152 };
+        let back = Traffic { packets: 1, bytes: 1500 };
+        let expected = if flow.from_low { [there, back] } else { [back, there] };
+        let seen: Vec<Seen> = table.iter(NOW).collect();
+        assert_eq!((seen[0].key, seen[0].last, seen[0].traffic), (flow.key, NOW, expected));
+        // Another flow in the same line.
+        let later = Tick(NOW.0 + 10 * 24 * 36_000);
+        table.insert(&flow, &state(1), Traffic::packet(60), later).unwrap();
+        let traffic: Vec<_> = table.iter(later).map(|seen| seen.traffic).collect();
+        assert_eq!(
+            traffic.iter().flatten().copied().fold(NONE, |sum, more| sum + more),
+            Traffic::packet(60)
+        );
+        assert_eq!(table.bytes(), table.lines.len() * 96);
+    }
+
+    #[test]
     fn a_line_is_a_cache_line() {
         assert_eq!(size_of::<Line>(), 64);
         assert_eq!(align_of::<Line>(), 64);
@@ -50,7 +78,7 @@ mod plain {
         let table = FlowTable::new(64, Timeouts::default());
         let flow = tuple(&table, 1, TCP);
         assert!(table.find(&flow, NOW).is_err());
-        table.insert(&flow, &state(0xabcd_1234), NOW).unwrap();
+        table.insert(&flow, &state(0xabcd_1234), NONE, NOW).unwrap();
         assert_eq!(table.find(&flow, NOW).unwrap().state(), state(0xabcd_1234));
         assert!(table.find(&tuple(&table, 1, UDP), NOW).is_err());
         let changed = FlowState { allow: false, generation: 8, ..state(2) };
@@ -78,7 +106,7 @@ mod plain {
             // Seen just now, or ten seconds ago, or too long ago.
             let idle = if bit(6) { 100 } else { 0 } * if bit(7) { 10_000_000 } else { 1 };
             let now = Tick(NOW.0 + idle);
-            table.insert(&flow, &kept, NOW).unwrap();
+            table.insert(&flow, &kept, NONE, NOW).unwrap();
             let found = table.find(&flow, now).map(|found| found.state()).ok();
             for outward in [true, false] {
                 let glimpse = table.glance(&flow, outward, now);
@@ -111,7 +139,7 @@ mod plain {
     fn tcp_states_follow_the_flags() {
         let table = FlowTable::new(64, Timeouts::default());
         let flow = tuple(&table, 1, TCP);
-        table.insert(&flow, &state(1), NOW).unwrap();
+        table.insert(&flow, &state(1), NONE, NOW).unwrap();
         let see = |from_low, flags| {
             table.touch(&table.find(&flow, NOW).unwrap(), from_low, flags, NOW);
             table.find(&flow, NOW).unwrap().state()
@@ -122,7 +150,7 @@ mod plain {
         assert!(!see(true, tcp::ACK).closing());
         assert!(see(false, tcp::FIN | tcp::ACK).closing());
         let other = tuple(&table, 2, TCP);
-        table.insert(&other, &state(1), NOW).unwrap();
+        table.insert(&other, &state(1), NONE, NOW).unwrap();
         table.touch(&table.find(&other, NOW).unwrap(), false, tcp::RST, NOW);
         assert!(table.find(&other, NOW).unwrap().state().closing());
     }
@@ -133,7 +161,7 @@ mod plain {
         let table = FlowTable::new(64, timeouts);
         let after = |seconds: u32| Tick(NOW.0 + seconds * 10);
         let flow = tuple(&table, 1, UDP);
-        table.insert(&flow, &state(1), NOW).unwrap();
+        table.insert(&flow, &state(1), NONE, NOW).unwrap();
         assert!(table.find(&flow, after(30)).is_ok());
         assert!(table.find(&flow, after(31)).is_err());
         table.touch(&table.find(&flow, after(29)).unwrap(), false, 0, after(29));
@@ -149,13 +177,14 @@ mod plain {
         let table = FlowTable::new(256, Timeouts::default());
         let keep: Vec<_> = (0..64).map(|n| tuple(&table, n, TCP)).collect();
         for flow in &keep {
-            table.insert(flow, &state(1), NOW).unwrap();
+            table.insert(flow, &state(1), NONE, NOW).unwrap();
             table.touch(&table.find(flow, NOW).unwrap(), false, tcp::ACK, NOW);
             table.touch(&table.find(flow, NOW).unwrap(), true, tcp::ACK, NOW);
         }
         let mut taken = 0;
         for number in 1000..50_000 {
-            taken += u32::from(table.insert(&tuple(&table, number, TCP), &state(2), NOW).is_ok());
+            taken +=
+                u32::from(table.insert(&tuple(&table, number, TCP), &state(2), NONE, NOW).is_ok());
         }
         assert!(taken > 40_000, "unanswered flows give way to each other");
         for flow in &keep {
@@ -168,12 +197,12 @@ mod plain {
         let table = FlowTable::new(64, Timeouts::default());
         let flow = tuple(&table, 1, TCP);
         let denied = FlowState { allow: false, ..state(1) };
-        assert!(table.insert(&flow, &denied, NOW).unwrap().is_none());
+        assert!(table.insert(&flow, &denied, NONE, NOW).unwrap().is_none());
         let answer = FlowState { from_low: false, ..state(2) };
-        assert_eq!(table.insert(&flow, &answer, NOW).unwrap().unwrap().state(), denied);
+        assert_eq!(table.insert(&flow, &answer, NONE, NOW).unwrap().unwrap().state(), denied);
         assert_eq!(table.find(&flow, NOW).unwrap().state(), denied);
         table.touch(&table.find(&flow, NOW).unwrap(), true, tcp::RST, NOW);
-        assert!(table.insert(&flow, &answer, NOW).unwrap().is_none());
+        assert!(table.insert(&flow, &answer, NONE, NOW).unwrap().is_none());
         assert_eq!(table.find(&flow, NOW).unwrap().state(), answer);
     }
 
@@ -181,12 +210,12 @@ mod plain {
     fn a_flow_whose_line_is_being_written_is_not_taken_for_unknown() {
         let table = FlowTable::new(64, Timeouts::default());
         let flow = tuple(&table, 1, TCP);
-        table.insert(&flow, &state(1), NOW).unwrap();
+        table.insert(&flow, &state(1), NONE, NOW).unwrap();
         let found = table.find(&flow, NOW).unwrap();
         let line = &table.lines[found.line];
         assert!(line.lock(&found.words));
         assert_eq!(table.find(&flow, NOW).unwrap_err(), NotFound::Busy);
-        assert_eq!(table.insert(&flow, &state(2), NOW).unwrap_err(), Refused::Busy);
+        assert_eq!(table.insert(&flow, &state(2), NONE, NOW).unwrap_err(), Refused::Busy);
         line.unlock(&found.words);
         assert_eq!(table.find(&flow, NOW).unwrap().state(), state(1));
     }
@@ -199,7 +228,7 @@ mod plain {
             table.touch(&table.find(flow, NOW).unwrap(), from_low, flags, NOW);
         };
         for flow in &flows {
-            table.insert(flow, &state(1), NOW).unwrap();
+            table.insert(flow, &state(1), NONE, NOW).unwrap();
             see(flow, false, tcp::SYN | tcp::ACK);
             see(flow, true, tcp::SYN);
         }
@@ -207,7 +236,10 @@ mod plain {
         let later = Tick(NOW.0 + 61 * 10);
         assert!(table.find(&flows[0], later).is_ok());
         assert!(table.find(&flows[1], later).is_err(), "has the time of a SYN");
-        assert!(table.insert(&tuple(&table, 99, TCP), &state(1), NOW).is_ok(), "one gives way");
+        assert!(
+            table.insert(&tuple(&table, 99, TCP), &state(1), NONE, NOW).is_ok(),
+            "one gives way"
+        );
         assert!(table.find(&flows[0], NOW).is_ok());
         assert!(table.find(&flows[1], NOW).is_err());
     }
@@ -217,17 +249,17 @@ mod plain {
         let table = FlowTable::new(1, Timeouts::default());
         for number in 0..WINDOW as u32 {
             let flow = tuple(&table, number, TCP);
-            table.insert(&flow, &state(1), NOW).unwrap();
+            table.insert(&flow, &state(1), NONE, NOW).unwrap();
             table.touch(&table.find(&flow, NOW).unwrap(), false, tcp::ACK, NOW);
             table.touch(&table.find(&flow, NOW).unwrap(), true, tcp::ACK, NOW);
         }
         let late = tuple(&table, 99, TCP);
-        assert_eq!(table.insert(&late, &state(1), NOW).map(|_| ()), Err(Refused::Full));
+        assert_eq!(table.insert(&late, &state(1), NONE, NOW).map(|_| ()), Err(Refused::Full));
         let flow = tuple(&table, 3, TCP);
         table.touch(&table.find(&flow, NOW).unwrap(), true, tcp::RST, NOW);
         let later = Tick(NOW.0 + 10 * 11);
         assert_eq!(
-            table.insert(&late, &state(1), later).map(|_| ()),
+            table.insert(&late, &state(1), NONE, later).map(|_| ()),
             Ok(()),
             "a finished one gives way"
         );
@@ -251,7 +283,7 @@ mod plain {
                 prop_assert_eq!(found.map(|f| f.state()), expected.map(|(state, _)| state));
                 match (action, found) {
                     (0, _) => {
-                        let standing = table.insert(&flow, &state(value), Tick(now)).unwrap();
+                        let standing = table.insert(&flow, &state(value), NONE, Tick(now)).unwrap();
                         prop_assert_eq!(standing.map(|f| f.state()), expected.map(|(s, _)| s));
                         if standing.is_none() {
                             map.insert(number, (state(value), now));
@@ -301,8 +333,8 @@ mod plain {
             for _ in 0..NEW_PER_SECOND {
                 number += 1;
                 let flow = tuple(&swept, number, UDP);
-                assert!(swept.insert(&flow, &state(number), Tick(now)).unwrap().is_none());
-                never_swept.insert(&flow, &state(number), Tick(now)).unwrap();
+                assert!(swept.insert(&flow, &state(number), NONE, Tick(now)).unwrap().is_none());
+                never_swept.insert(&flow, &state(number), NONE, Tick(now)).unwrap();
                 map.insert(number, (state(number), now));
             }
             let live =
@@ -328,7 +360,7 @@ mod plain {
         assert!(taken > number as usize / 2, "{taken} of {number} flows were swept away");
         let fresh = table(2);
         for flow in map.keys() {
-            fresh.insert(&tuple(&fresh, *flow, UDP), &state(1), Tick(now)).unwrap();
+            fresh.insert(&tuple(&fresh, *flow, UDP), &state(1), NONE, Tick(now)).unwrap();
         }
         let [swept, never_swept, fresh] = [&swept, &never_swept, &fresh].map(mean_miss);
         println!("lines of a miss: {fresh:.2} fresh, {swept:.2} swept, {never_swept:.2} never");
@@ -352,7 +384,10 @@ mod plain {
                 let hash = table.hasher().hash(key.low, key.high, key.tuple);
                 let flow = FlowTuple { key, from_low: true, hash };
                 let lasting = FlowState { replied: true, established: true, ..state(1) };
-                assert!(table.insert(&flow, &lasting, NOW).is_ok(), "seed {seed}, port {port}");
+                assert!(
+                    table.insert(&flow, &lasting, NONE, NOW).is_ok(),
+                    "seed {seed}, port {port}"
+                );
             }
         }
     }
@@ -364,7 +399,7 @@ mod plain {
         let after = |seconds: u32| Tick(NOW.0 + seconds * 10);
         let pass = |now| (0..SLICES).map(|_| table.sweep(now)).sum::<usize>();
         for (n, seconds) in [(1, 0), (2, 20), (3, 0)] {
-            table.insert(&flow(n), &state(1), after(seconds)).unwrap();
+            table.insert(&flow(n), &state(1), NONE, after(seconds)).unwrap();
         }
         assert_eq!(pass(after(30)), 0);
         assert_eq!(pass(after(31)), 0, "a worker may be a second behind");
@@ -373,7 +408,7 @@ mod plain {
         assert_eq!(lines_of_a_miss(&table, &flow(9)), 3);
         assert_eq!(pass(after(53)), 2);
         assert_eq!(lines_of_a_miss(&table, &flow(9)), 1);
-        table.insert(&flow(4), &state(4), after(53)).unwrap();
+        table.insert(&flow(4), &state(4), NONE, after(53)).unwrap();
         assert_eq!(table.find(&flow(4), after(53)).unwrap().state(), state(4));
         let words = table.lines[1].read().expect("is at rest");
         assert!(table.lines[1].lock(&words));
@@ -399,7 +434,7 @@ mod plain {
                                 assert_eq!(found.state().rule, state(number >> 24).rule);
                             }
                             Err(_) => {
-                                let _full = table.insert(&flow, &state(number >> 24), NOW);
+                                let _full = table.insert(&flow, &state(number >> 24), NONE, NOW);
                             }
                         }
                     }
@@ -472,10 +507,10 @@ mod loom_tests {
                 from_low: true,
                 hash: 0,
             };
-            table.insert(&flow(1), &state(1), Tick(0)).unwrap();
+            table.insert(&flow(1), &state(1), NONE, Tick(0)).unwrap();
             let worker = {
                 let table = table.clone();
-                thread::spawn(move || table.insert(&flow(2), &state(2), Tick(300)).is_ok())
+                thread::spawn(move || table.insert(&flow(2), &state(2), NONE, Tick(300)).is_ok())
             };
             table.vacate(0, Tick(330));
             if worker.join().unwrap() {

@@ -7,9 +7,11 @@
 
 use std::os::unix::process::CommandExt;
 use std::process::ExitCode;
+use std::sync::mpsc;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use tieline_dataplane::flow::{FlowTable, Timeouts};
+use tieline_dataplane::flow::{FlowTable, Tick, Timeouts};
 use tieline_dataplane::publish::Publisher;
 use tieline_dataplane::xsk::area::AreaError;
 
@@ -108,6 +110,9 @@ struct Case {
     flows: usize,
     rules: usize,
     v6: bool,
+    /// Whether each flow's packets are counted, and all counts read once a second
+    /// from another CPU.
+    counted: bool,
     /// Clocks, multiple of the floor, multiple of the base.
     bars: [Option<f64>; 3],
     /// The case that this one is a variant of.
@@ -126,6 +131,7 @@ fn cases() -> Vec<Case> {
         flows,
         rules: RULES,
         v6: false,
+        counted: false,
         bars: [None; 3],
         base: None,
         peer: None,
@@ -172,6 +178,15 @@ fn cases() -> Vec<Case> {
         },
         Case { bars: base(1.15), base: Some(("encap", MANY)), ..case("churn", Work::Churn, MANY) },
     ];
+    for flows in [FEW, MANY, MOST] {
+        for (name, base_name, work) in
+            [("encap-counted", "encap", encap), ("decap-counted", "decap", decap)]
+        {
+            let base = Some((base_name, flows));
+            let bars = [None, None, Some(1.1)];
+            cases.push(Case { counted: true, bars, base, ..case(name, work, flows) });
+        }
+    }
     for rules in [10, 100, 1_000, 10_000] {
         let bars = if rules == 10 { [None; 3] } else { base(1.1) };
         let base = (rules != 10).then_some(("first-by-rules", MANY));
@@ -260,7 +275,10 @@ fn measure(
     };
     let mut bench = Bench::new(&world, direction, case.flows, options.batch, clock)?;
     let runs = options.runs.max(1);
-    let table = || FlowTable::new(case.flows * 2, Timeouts::default());
+    let table = || {
+        let table = FlowTable::new(case.flows * 2, Timeouts::default());
+        if case.counted { table.counting() } else { table }
+    };
     let mut pages = bench::pages();
     let figures = match case.work {
         Work::Floor => {
@@ -285,7 +303,9 @@ fn measure(
         Work::Hit(_) => {
             let flows = table();
             bench.warm(&flows);
-            let figures = (0..runs).map(|_| bench.packets(options.packets, &flows)).collect();
+            let mut measure =
+                || (0..runs).map(|_| bench.packets(options.packets, &flows)).collect();
+            let figures = if case.counted { while_read(&flows, measure) } else { measure() };
             pages = bench::pages();
             figures
         }
@@ -299,6 +319,24 @@ fn measure(
     // A drop is cheap: figures with drops in them would flatter.
     assert!(case.work == Work::Floor || bench.dropped == 0, "{}: packets were dropped", case.name);
     Ok((figures, pages))
+}
+
+/// Does the work while another thread reads all flows once a second.
+fn while_read<T>(flows: &FlowTable, work: impl FnOnce() -> T) -> T {
+    let (done, over) = mpsc::channel::<()>();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            let second = Duration::from_secs(1);
+            while over.recv_timeout(second) == Err(mpsc::RecvTimeoutError::Timeout) {
+                let packets =
+                    flows.iter(Tick(0)).flat_map(|flow| flow.traffic).map(|it| it.packets);
+                std::hint::black_box(packets.sum::<u64>());
+            }
+        });
+        let outcome = work();
+        drop(done);
+        outcome
+    })
 }
 
 fn row(case: &Case, runs: &[Figures], before: &[Row], clock: &Clock) -> Row {

@@ -16,7 +16,7 @@ use std::time::Instant;
 use clap::Args;
 use serde::Serialize;
 use tieline_dataplane::addr::Addr;
-use tieline_dataplane::flow::{FlowState, FlowTable, FlowTuple, Tick, Timeouts};
+use tieline_dataplane::flow::{FlowState, FlowTable, FlowTuple, Tick, Timeouts, Traffic};
 use tieline_dataplane::hint;
 use tieline_dataplane::publish::Publisher;
 use tieline_dataplane::tables::{RuleId, Snapshot, VtepId};
@@ -143,7 +143,9 @@ fn flows(entries: usize, clock: &Clock) -> Row {
     let table = FlowTable::new(2 * entries, Timeouts::default());
     let tuples: Vec<FlowTuple> = (0..entries).map(|number| tuple(&table, number)).collect();
     let begun = Instant::now();
-    let inserted = tuples.iter().filter(|tuple| table.insert(tuple, &STATE, Tick(0)).is_ok());
+    let inserted = tuples
+        .iter()
+        .filter(|tuple| table.insert(tuple, &STATE, Traffic::default(), Tick(0)).is_ok());
     assert_eq!(inserted.count(), entries, "flows were refused");
     let fill_ns = begun.elapsed().as_nanos() as f64;
     Row {
