@@ -234,9 +234,11 @@ section! {
     /// What is remembered of connections.
     FlowTable {
         /// Number of places for connections, 1024 to 67108864; taken up to the next power of two.
-        /// Each takes 64 bytes. Plan two for each connection: fuller than half, new connections
-        /// begin to find no place.
+        /// Each takes 64 bytes, with counters 96. Plan two for each connection: fuller than half,
+        /// new connections begin to find no place.
         restart entries: u32 = 65_536,
+        /// Whether packets and bytes of each connection are counted, for `tieline flows`.
+        restart counters: bool = true,
         /// How long a connection without packets is remembered.
         section timeouts: Timeouts = Timeouts::default(),
     }

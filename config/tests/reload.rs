@@ -33,6 +33,7 @@ const OTHER: [(&str, &str); 41] = [
     ("workers.frames", "8192"),
     ("workers.frame-size", "4096"),
     ("flow-table.entries", "1024"),
+    ("flow-table.counters", "false"),
     ("flow-table.timeouts.tcp-syn-seconds", "61"),
     ("flow-table.timeouts.tcp-established-seconds", "61"),
     ("flow-table.timeouts.tcp-closing-seconds", "61"),

@@ -350,6 +350,14 @@ impl Daemon {
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
+    /// What `tieline flows -o json` prints of the flows of one end.
+    pub fn flows(&self, of: &str) -> serde_json::Value {
+        let mut command = Command::new(tieline());
+        command.args(["flows", "-o", "json", "--of", of, "--socket"]).arg(&self.socket);
+        let output = self.netns.output("flows", command, PATIENCE).unwrap();
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
     /// Waits until the daemon is ready, knows the way to every tunnel end and
     /// has no error to report.
     pub fn wait_ready(&self) {

@@ -134,6 +134,40 @@ fn frames_on_the_underlay_are_as_the_standards_say() {
     }
 }
 
+#[test]
+fn flows_are_told_with_both_ends_and_what_has_gone_through() {
+    let joined = Joined::new(Setup::new(Outer::V4), &["node-a"]);
+    let daemon = joined.start("daemon");
+    daemon.wait_ready();
+    let (client, server) = (joined.client(), joined.server());
+    let _servers = [client, server].map(|pod| UdpServer::start(&pod.netns, PORT).unwrap());
+    for (from, to, size) in [(client, server, 100), (server, client, 500)] {
+        let peer = SocketAddr::new(to.addresses()[0], PORT);
+        let outcome = udp_echo(&from.netns, peer, size, PATIENCE).unwrap();
+        assert_eq!(outcome, Outcome::Connected, "{}", daemon.process.transcript());
+    }
+    let told = daemon.flows(&format!("default/{}", client.name));
+    assert_eq!(told["matching"], 2, "{told:#}");
+    let [there, back] = [&told["flows"][1], &told["flows"][0]];
+    for (flow, ends, bytes) in [(there, [client, server], 128), (back, [server, client], 528)] {
+        let once = serde_json::json!({"packets": 1, "bytes": bytes});
+        assert_eq!((&flow["sent"], &flow["answered"]), (&once, &once), "{told:#}");
+        assert_eq!((&flow["protocol"], &flow["state"]), (&"udp".into(), &"answered".into()));
+        assert_eq!((&flow["verdict"], &flow["to"]["port"]), (&"allow".into(), &PORT.into()));
+        assert_eq!(flow["decided_by"], "profile kns.default", "{told:#}");
+        for (end, pod) in [&flow["from"], &flow["to"]].into_iter().zip(ends) {
+            let cluster = if pod.name == client.name { "local" } else { "theirs" };
+            let identity = &end["identities"][0];
+            let name = format!("default/{}", pod.name);
+            assert_eq!(identity["cluster"], cluster, "{told:#}");
+            assert_eq!(identity["name"], name.as_str(), "{told:#}");
+            assert_eq!(end["address"], pod.addresses()[0].to_string(), "{told:#}");
+        }
+    }
+    assert_eq!(daemon.flows("theirs:default/server")["matching"], 2);
+    assert_eq!(daemon.flows("192.0.2.77"), serde_json::json!({"matching": 0, "flows": []}));
+}
+
 fn is_vxlan(frame: &[u8], port: u16) -> bool {
     let packet = SlicedPacket::from_ethernet(frame).unwrap();
     matches!(packet.transport, Some(TransportSlice::Udp(udp)) if udp.destination_port() == port)

@@ -13,6 +13,7 @@ use crate::derive::Derived;
 use crate::policy::explain::{Explainer, explain_lines, explain_text};
 
 pub mod client;
+pub mod flows;
 pub mod http;
 pub mod metrics;
 pub mod server;
@@ -32,6 +33,14 @@ pub enum Request {
         lines: String,
         /// Whether the answers are for people.
         text: bool,
+    },
+    /// The flows that are known: [`flows::Flows`].
+    Flows {
+        /// Only those that this pod or address is an end of.
+        #[serde(default)]
+        of: Option<String>,
+        /// How many at most: those with most bytes.
+        limit: usize,
     },
 }
 

@@ -12,6 +12,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 mod check;
 mod demo;
 mod explain;
+mod flows;
 mod offline;
 mod pipeline;
 mod replay;
@@ -42,6 +43,9 @@ enum Command {
     Status(status::StatusArgs),
     /// Say why a connection is allowed or denied
     Explain(Box<explain::ExplainArgs>),
+    /// Show the connections that this node knows, with both identities, the rule that decided, and
+    /// what has gone through
+    Flows(flows::FlowsArgs),
     /// Remove what was written into the cluster for Calico's Felix, once no daemon runs any more
     Uninstall(uninstall::UninstallArgs),
 }
@@ -79,6 +83,7 @@ pub fn main() -> ExitCode {
         Command::Replay(args) => replay::main(&args),
         Command::Status(args) => status::main(&args),
         Command::Explain(args) => explain::main(&args),
+        Command::Flows(args) => flows::main(&args),
         Command::Uninstall(args) => uninstall::main(&args),
     };
     outcome.unwrap_or_else(|error| {

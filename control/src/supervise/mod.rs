@@ -24,10 +24,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use tieline_config::Config;
-use tieline_dataplane::flow::FlowTable;
+use tieline_dataplane::flow::{FlowTable, Tick};
+use tieline_dataplane::worker::monotonic_ns;
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
+use crate::admin::flows::Flows;
 use crate::admin::server::Server;
 use crate::admin::{Asked, Desk, Explained, Request};
 use crate::derive::{Derived, Deriver};
@@ -49,6 +51,8 @@ use reload::ConfigFile;
 
 /// How often what nobody tells by itself is looked at.
 const TICK: Duration = Duration::from_secs(1);
+/// Why there is no answer yet.
+const UNKNOWN: &str = "the local cluster is not known yet; see `tieline status`";
 
 /// Runs the daemon until SIGTERM or SIGINT.
 pub async fn run(config_path: &Path) -> anyhow::Result<()> {
@@ -139,7 +143,10 @@ impl Daemon {
                 .with_context(|| format!("admin.metrics: cannot listen at {address}"))?;
         }
         let entries = usize::try_from(config.flow_table.entries)?;
-        let flows = FlowTable::new(entries, reload::timeouts(&config.flow_table.timeouts));
+        let mut flows = FlowTable::new(entries, reload::timeouts(&config.flow_table.timeouts));
+        if config.flow_table.counters {
+            flows = flows.counting();
+        }
         let federation = reload::federation(&node, &config);
         Ok(Self {
             mirroring: Mirroring::new(&config, &federation),
@@ -246,7 +253,20 @@ impl Daemon {
                         asked.answer(&Explained::new(&derived, &lines, text));
                     });
                 }
-                None => asked.refuse("the local cluster is not known yet; see `tieline status`"),
+                None => asked.refuse(UNKNOWN),
+            },
+            Request::Flows { ref of, limit } => match self.derived.clone() {
+                Some(derived) => {
+                    let (of, table) = (of.clone(), self.flows.clone());
+                    tokio::task::spawn_blocking(move || {
+                        let now = Tick::from_nanoseconds(monotonic_ns());
+                        match Flows::new(&derived, &table, now, of.as_deref(), limit) {
+                            Ok(flows) => asked.answer(&flows),
+                            Err(error) => asked.refuse(&error.to_string()),
+                        }
+                    });
+                }
+                None => asked.refuse(UNKNOWN),
             },
         }
     }

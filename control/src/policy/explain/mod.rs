@@ -26,7 +26,7 @@ use std::sync::Arc;
 
 use ahash::HashMap;
 use tieline_dataplane::addr::{Addr, Prefix};
-use tieline_dataplane::tables::{L4, PrefixMap};
+use tieline_dataplane::tables::{L4, PrefixMap, RuleId};
 
 pub use self::answer::{
     Answer, DecidedBy, EndpointInfo, ExplainError, IdentityInfo, RouteInfo, Side, Staged, Verdict,
@@ -160,6 +160,22 @@ impl<'a> Explainer<'a> {
     pub fn brief(mut self) -> Self {
         self.brief = true;
         self
+    }
+
+    /// Who has an address.
+    pub fn endpoint(&self, addr: Addr) -> EndpointInfo {
+        self.peer(addr).info()
+    }
+
+    /// The addresses of a pod, or the address itself, in the forms of a query.
+    pub fn addresses(&self, end: &str) -> Result<Vec<Addr>, ExplainError> {
+        self.candidates(&Asked::Known(end.to_owned()), &mut Vec::new())
+    }
+
+    /// What decided about packets, by the number that the tables have for it.
+    pub fn decision(&self, rule: RuleId) -> Option<String> {
+        let decision = self.derived.compiled.decisions.get(rule.0 as usize)?;
+        Some(story::decided(&self.derived.policies, decision))
     }
 
     /// Explains one connection.

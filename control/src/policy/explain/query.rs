@@ -102,7 +102,7 @@ impl Protocol {
     ];
 
     /// Whether packets of the protocol have ports that rules can match.
-    pub(super) fn has_ports(self) -> bool {
+    pub fn has_ports(self) -> bool {
         [Self::TCP, Self::UDP, Self::SCTP].contains(&self.0)
     }
 

@@ -305,6 +305,20 @@ pub(super) fn reason(
     }
 }
 
+/// What decided, in few words.
+pub(super) fn decided(set: &PolicySet, decision: &Decision) -> String {
+    match decision {
+        Decision::NoPolicy => "no policy".to_owned(),
+        Decision::Rule { tier, policy, index, .. } => {
+            let place = decided_rule(set, decision).map_or(*index, |rule| rule.origin) + 1;
+            format!("tier {tier}, policy {policy}, rule {place}")
+        }
+        Decision::TierDefault { tier } => format!("default action of tier {tier}"),
+        Decision::Profile { name } => format!("profile {name}"),
+        Decision::NoProfile { name } => format!("missing profile {name}"),
+    }
+}
+
 fn decided_rule<'p>(set: &'p PolicySet, decision: &Decision) -> Option<&'p Rule> {
     let Decision::Rule { tier, source, policy, direction, index } = decision else { return None };
     let tier = set.tiers.iter().find(|it| it.name == *tier)?;
