@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use common::*;
 use tieline_dataplane::counters::Tally;
-use tieline_dataplane::flow::{FlowTable, Timeouts};
+use tieline_dataplane::flow::{FlowTable, Tick, Timeouts};
 use tieline_dataplane::frame::HeapMemory;
 use tieline_dataplane::port::memory::{MemoryPort, MemoryWire};
 use tieline_dataplane::publish::Publisher;
@@ -82,7 +82,7 @@ fn both_directions_on_different_workers_with_changing_tables() {
     let (a, b) = (Side { number: 1, v6_underlay: false }, Side { number: 2, v6_underlay: false });
     let mut publisher = Publisher::new(snapshot(a, b));
     change(&mut publisher, 0);
-    let flows = Arc::new(FlowTable::new(2048, Timeouts::default()));
+    let table = Arc::new(FlowTable::new(2048, Timeouts::default()).counting());
     let stop = AtomicBool::new(false);
     // The other node makes the frames that come from the underlay.
     let mut other = Node::new(b, a);
@@ -99,7 +99,7 @@ fn both_directions_on_different_workers_with_changing_tables() {
                     Box::new(gateway_port),
                     (),
                     publisher.reader(),
-                    flows.clone(),
+                    table.clone(),
                 );
                 let shared = worker.shared();
                 scope.spawn(move || {
@@ -160,6 +160,13 @@ fn both_directions_on_different_workers_with_changing_tables() {
         assert!(fair, "{tally:?}");
         assert_eq!(tally.dropped_total(), refused + busy, "{tally:?}");
         assert!(tally.flow_rejudged > 0 && changes > 16, "{changes} changes, {tally:?}");
+        // Each flow's packets were counted by the workers that saw them.
+        let counted = table.iter(Tick::from_nanoseconds(100 * SECOND)).fold((0, 0), |sum, flow| {
+            let [low, high] = flow.traffic.map(|traffic| traffic.packets);
+            let (out, back) = if flow.state.low_is_local { (low, high) } else { (high, low) };
+            (sum.0 + out, sum.1 + back)
+        });
+        assert_eq!(counted, (tally.encapsulated_packets, tally.decapsulated_packets));
         let taken = |wire: fn(&Wires) -> &MemoryWire| {
             let mut frames =
                 wires.iter().flat_map(|wires| std::iter::from_fn(|| wire(wires).take()));
