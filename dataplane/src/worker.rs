@@ -212,7 +212,8 @@ impl<M: Memory, H: Heartbeat> Worker<M, H> {
     /// Runs until [`Shared::stop`]. Fails only where sleeping can't be set up.
     pub fn run(mut self) -> std::io::Result<()> {
         self.pin();
-        let mut sleeper = Sleeper::new(&[self.underlay.descriptor(), self.gateway.descriptor()])?;
+        let descriptors = [self.underlay.descriptors(), self.gateway.descriptors()].concat();
+        let mut sleeper = Sleeper::new(&descriptors)?;
         let mut idle_rounds = 0u32;
         let mut reported_ns = 0;
         while !self.shared.stop.load(Ordering::Relaxed) {
@@ -301,9 +302,9 @@ struct Sleeper {
 }
 
 impl Sleeper {
-    fn new(descriptors: &[Option<RawFd>]) -> std::io::Result<Self> {
+    fn new(descriptors: &[RawFd]) -> std::io::Result<Self> {
         let poll = Poll::new()?;
-        for (token, descriptor) in descriptors.iter().flatten().enumerate() {
+        for (token, descriptor) in descriptors.iter().enumerate() {
             poll.registry().register(
                 &mut SourceFd(descriptor),
                 Token(token),
