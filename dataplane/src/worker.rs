@@ -10,6 +10,13 @@
 //! [`Worker::poll`] is one round of that. Every frame that a port hands in
 //! leaves `dispatch` with an owner: the queue of the other port, or the
 //! memory's free list.
+//!
+//! A batch is what is there when the worker looks, up to [`WorkerConfig::batch`]:
+//! one frame when there is little to do, more the further the worker falls
+//! behind. Nothing waits for a batch to fill, so nothing has to adapt its size.
+//!
+//! A port may be several queues of a device ([`Queues`](crate::port::queues::Queues)):
+//! whatever the number, it is one round with the same tables, clock and tally.
 
 use std::os::fd::RawFd;
 use std::sync::Arc;
@@ -53,7 +60,7 @@ const LONGEST_SLEEP: Duration = Duration::from_millis(200);
 pub struct WorkerConfig {
     /// The CPU to pin to.
     pub cpu: Option<usize>,
-    /// Most frames per batch.
+    /// Most frames per batch. Beyond 16 it matters little.
     pub batch: usize,
     /// What to do when idle.
     pub idle: Idle,
