@@ -85,7 +85,7 @@ fn frames_cross_two_sockets_in_place_in_generic_mode() {
 fn queues_of_a_device_share_memory() {
     in_namespace(|| {
         let (a0, a1) = veth_of(2, "a0", "a1");
-        let mut ends: Vec<_> = [a0, a1].into_iter().map(|ifindex| Ends::open(ifindex)).collect();
+        let mut ends: Vec<_> = [a0, a1].into_iter().map(Ends::open).collect();
         let mut near = ends.pop().unwrap();
         let mut far = ends.pop().unwrap();
         for (from, to) in [(0, 1), (1, 0)] {
