@@ -70,7 +70,7 @@ pub(crate) const SCENARIOS: [Scenario; 17] = [
     sweep("batch", "other batch sizes of Tieline's workers", "packets in a batch"),
     sweep(
         "workers",
-        "more CPUs for the router, half of the flows from each of two senders",
+        "more CPUs for the router; for two there are two senders with half of the flows each",
         "workers",
     ),
     plain("pktgen", "as many packets as go through, from the kernel's own packet generator", false),
