@@ -204,6 +204,9 @@ fn mtu_fits(mtu: u32, frame_size: u32, found: &mut Found) {
 }
 
 fn workers(workers: &Workers, found: &mut Found) {
+    if let Some(count) = workers.count {
+        found.range("workers.count", count, 1..=256);
+    }
     found.range("workers.batch", workers.batch, 1..=256);
     found.range("workers.frames", workers.frames, 512..=1 << 20);
     if !workers.frames.is_power_of_two() {

@@ -153,8 +153,8 @@ section! {
         /// Milliseconds without a sign of life from a worker after which the XDP program leaves
         /// its packets to the kernel, 500 to 60000. Idle workers give a sign every 200.
         restart liveness_timeout_ms: u32 = 1000,
-        /// Number of receive queues of each device that are served, from queue 0 on, 1 to 256. One
-        /// worker serves one queue. Packets that the device puts into other queues are left to
+        /// Number of receive queues of each device that are served, from queue 0 on, 1 to 256;
+        /// workers.count says by how many workers. Packets that the device puts into other queues are left to
         /// the kernel, so let it have no others (ethtool -L) or steer the tunnels' packets
         /// away from them (ethtool -N). Default: all.
         restart queues: Option<u32> = None => "4",
@@ -196,8 +196,13 @@ section! {
 }
 
 section! {
-    /// The threads that handle packets: one per served queue, or one in all with packet sockets.
+    /// The threads that handle packets; one in all with packet sockets.
     Workers {
+        /// Number of workers, 1 to 256. Each serves queues of one device, and the queues are
+        /// spread evenly: no more workers run than there are queues, and no fewer than there are
+        /// devices. Default: one for each CPU in workers.cpus, or one for each served queue
+        /// if that is not set.
+        restart count: Option<u32> = None => "2",
         /// CPUs to pin workers to, in this order, as a list of numbers and ranges such as "2-3,6".
         /// Workers share CPUs if there are more workers; CPUs that the daemon may not run on are
         /// left out. Default: the CPUs that the daemon may run on, the last one first, because the
@@ -210,8 +215,8 @@ section! {
         /// Most packets that are handled together, 1 to 256. Larger batches spread fixed costs,
         /// smaller ones have less latency under load.
         restart batch: u32 = 64,
-        /// Number of frames in the memory of each worker, a power of two, 512 to 1048576, and at
-        /// least 8 batches. The memory is locked.
+        /// Number of frames in the memory of each worker for each queue that it serves, a power of
+        /// two, 512 to 1048576, and at least 8 batches. The memory is locked.
         restart frames: u32 = 4096,
         /// Size of a frame in bytes, 2048 or 4096. Packets of more than 1708 bytes need 4096.
         restart frame_size: u32 = 2048,
@@ -386,6 +391,12 @@ impl Underlay {
 }
 
 impl Workers {
+    /// How many there are to be; `None`: as many as queues.
+    pub fn wanted(&self) -> Option<u32> {
+        let listed = || u32::try_from(self.cpus.as_ref()?.iter().count()).ok();
+        self.count.or_else(listed)
+    }
+
     /// The CPU of each of `workers` workers, of those that the daemon may run
     /// on. CPUs of the list that are not allowed are left out
     /// ([`Workers::forbidden`] names them); the result is empty if none is left.

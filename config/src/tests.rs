@@ -32,3 +32,12 @@ fn workers_are_placed_on_the_cpus_of_the_list_or_on_the_last_ones() {
     assert_eq!(listed.placement(2, &[0, 1]), []);
     assert_eq!(listed.forbidden(&[2, 3, 6]), []);
 }
+
+#[test]
+fn there_are_as_many_workers_as_said_or_as_cpus_are_listed() {
+    let default = schema::Workers::default();
+    assert_eq!(default.wanted(), None);
+    let listed = schema::Workers { cpus: Some("6,2-3".parse().unwrap()), ..default };
+    assert_eq!(listed.wanted(), Some(3));
+    assert_eq!(schema::Workers { count: Some(2), ..listed }.wanted(), Some(2));
+}

@@ -5,7 +5,7 @@ use std::path::Path;
 use tieline_config::{Config, Reload};
 
 /// A valid configuration in which no key has its default, by key.
-const OTHER: [(&str, &str); 41] = [
+const OTHER: [(&str, &str); 42] = [
     ("node", "'n'"),
     ("datastore.kind", "'kubernetes'"),
     ("datastore.path", "'/other'"),
@@ -27,6 +27,7 @@ const OTHER: [(&str, &str); 41] = [
     ("gateway.peer", "'gw1'"),
     ("gateway.mtu", "1400"),
     ("gateway.route-protocol", "134"),
+    ("workers.count", "2"),
     ("workers.cpus", "'1'"),
     ("workers.idle", "'busy'"),
     ("workers.batch", "32"),

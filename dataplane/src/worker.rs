@@ -10,6 +10,13 @@
 //! [`Worker::poll`] is one round of that. Every frame that a port hands in
 //! leaves `dispatch` with an owner: the queue of the other port, or the
 //! memory's free list.
+//!
+//! A batch is what is there when the worker looks, up to [`WorkerConfig::batch`]:
+//! one frame when there is little to do, more the further the worker falls
+//! behind. Nothing waits for a batch to fill, so nothing has to adapt its size.
+//!
+//! A port may be several queues of a device ([`Queues`](crate::port::queues::Queues)):
+//! whatever the number, it is one round with the same tables, clock and tally.
 
 use std::os::fd::RawFd;
 use std::sync::Arc;
@@ -53,7 +60,7 @@ const LONGEST_SLEEP: Duration = Duration::from_millis(200);
 pub struct WorkerConfig {
     /// The CPU to pin to.
     pub cpu: Option<usize>,
-    /// Most frames per batch.
+    /// Most frames per batch. Beyond 16 it matters little.
     pub batch: usize,
     /// What to do when idle.
     pub idle: Idle,
@@ -212,7 +219,8 @@ impl<M: Memory, H: Heartbeat> Worker<M, H> {
     /// Runs until [`Shared::stop`]. Fails only where sleeping can't be set up.
     pub fn run(mut self) -> std::io::Result<()> {
         self.pin();
-        let mut sleeper = Sleeper::new(&[self.underlay.descriptor(), self.gateway.descriptor()])?;
+        let descriptors = [self.underlay.descriptors(), self.gateway.descriptors()].concat();
+        let mut sleeper = Sleeper::new(&descriptors)?;
         let mut idle_rounds = 0u32;
         let mut reported_ns = 0;
         while !self.shared.stop.load(Ordering::Relaxed) {
@@ -301,9 +309,9 @@ struct Sleeper {
 }
 
 impl Sleeper {
-    fn new(descriptors: &[Option<RawFd>]) -> std::io::Result<Self> {
+    fn new(descriptors: &[RawFd]) -> std::io::Result<Self> {
         let poll = Poll::new()?;
-        for (token, descriptor) in descriptors.iter().flatten().enumerate() {
+        for (token, descriptor) in descriptors.iter().enumerate() {
             poll.registry().register(
                 &mut SourceFd(descriptor),
                 Token(token),

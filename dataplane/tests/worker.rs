@@ -45,8 +45,8 @@ impl Port<HeapMemory> for Restless {
 
     fn recycle(&mut self, _memory: &mut HeapMemory) {}
 
-    fn descriptor(&self) -> Option<RawFd> {
-        Some(self.ours.as_raw_fd())
+    fn descriptors(&self) -> Vec<RawFd> {
+        vec![self.ours.as_raw_fd()]
     }
 
     fn statistics(&self) -> PortStatistics {

@@ -34,6 +34,7 @@ use tieline_lab::{End, KernelVxlan, Lab, Netns, VxlanPeer, veth};
 
 use crate::devices::Devices;
 use crate::flows::{self, LOCAL_TUNNEL, REMOTE_TUNNEL, ROUTER_UNDERLAY, SINK_UNDERLAY};
+use crate::subject::Missing;
 
 /// Addresses of the link between generator and router.
 const POD_SIDE: &str = "10.250.0.2";
@@ -73,6 +74,8 @@ pub(crate) struct Cpus {
     pub(crate) traffic: usize,
     /// The sink's that polls, where there are three; else that of the traffic.
     pub(crate) sink: usize,
+    /// For a router on two CPUs: its other one, and that of a second generator.
+    pub(crate) second: Option<(usize, usize)>,
 }
 
 impl Cpus {
@@ -84,11 +87,36 @@ impl Cpus {
     pub(crate) fn choose() -> anyhow::Result<Self> {
         let cpus: Vec<usize> =
             core_affinity::get_core_ids().unwrap_or_default().iter().map(|core| core.id).collect();
-        match cpus[..] {
-            [traffic, router] => Ok(Self { router, traffic, sink: traffic }),
-            [traffic, sink, .., router] => Ok(Self { router, traffic, sink }),
-            _ => anyhow::bail!("two CPUs are needed, one of them for the router alone"),
-        }
+        Self::of(&cpus).context("two CPUs are needed, one of them for the router alone")
+    }
+
+    fn of(cpus: &[usize]) -> Option<Self> {
+        let (traffic, others) = cpus.split_first()?;
+        let (router, others) = others.split_last()?;
+        let sink = others.first().unwrap_or(traffic);
+        // veth chooses the queue by the sender's CPU: two senders reach two queues
+        // only from CPUs that differ in the last bit.
+        let sender = others.iter().find(|cpu| (*cpu ^ traffic) & 1 != 0);
+        let second = sender.and_then(|sender| {
+            let more = others.iter().rev().find(|cpu| *cpu != sender)?;
+            Some((*more, *sender))
+        });
+        Some(Self { router: *router, traffic: *traffic, sink: *sink, second })
+    }
+
+    /// Why a router has not two.
+    pub(crate) fn why_one_router(&self) -> String {
+        format!(
+            "two workers need four CPUs, two for them and two that make traffic, of which one has \
+             an even number and one an odd one; there are CPU {} for the router and CPU {} for the \
+             traffic",
+            self.router, self.traffic
+        )
+    }
+
+    /// Most CPUs that a router can have alone.
+    pub(crate) fn routers(&self) -> u32 {
+        if self.second.is_some() { 2 } else { 1 }
     }
 }
 
@@ -106,6 +134,8 @@ pub(crate) struct Bed {
     pub(crate) router: Netns,
     pub(crate) sink: Netns,
     pub(crate) cpus: Cpus,
+    /// CPUs that the router has, and queues of the links.
+    pub(crate) routers: u32,
     devices: Option<Arc<Devices>>,
 }
 
@@ -119,11 +149,26 @@ impl Drop for Bed {
 
 impl Bed {
     /// Brings it up, on veth pairs if there are no devices for it.
-    pub(crate) fn new(cpus: Cpus, devices: Option<Arc<Devices>>) -> anyhow::Result<Self> {
+    ///
+    /// # Errors
+    /// [`Missing`] for a router on more CPUs than there are, or with devices, of
+    /// which one queue is used.
+    pub(crate) fn new(
+        cpus: Cpus,
+        devices: Option<Arc<Devices>>,
+        routers: u32,
+    ) -> anyhow::Result<Self> {
+        if routers > cpus.routers() {
+            return Err(Missing(cpus.why_one_router()).into());
+        }
+        if routers > 1 && devices.is_some() {
+            let text = "of named devices one queue is used: a second worker would have none";
+            return Err(Missing(text.to_owned()).into());
+        }
         let lab = Lab::new("perf")?;
         let netns = |name: &str| lab.netns(name);
         let (generator, router, sink) = (netns("generator")?, netns("router")?, netns("sink")?);
-        let bed = Self { lab, generator, router, sink, cpus, devices };
+        let bed = Self { lab, generator, router, sink, cpus, routers, devices };
         bed.link()?;
         bed.wire().context("the test bed")?;
         Ok(bed)
@@ -153,7 +198,8 @@ impl Bed {
             return devices.wait_for_carrier();
         }
         let [g0, d0, u0, s0] = ends.map(|(netns, name, mac, address)| {
-            End::new(netns, name).mac(flows::mac_text(mac)).address(address)
+            let end = End::new(netns, name).mac(flows::mac_text(mac)).address(address);
+            if self.routers > 1 { end.queues(self.routers) } else { end }
         });
         veth(MTU, &g0, &d0)?;
         Ok(veth(MTU, &u0, &s0)?)
@@ -308,12 +354,19 @@ impl Bed {
         Ok(())
     }
 
+    /// The CPUs that the router has for itself.
+    pub(crate) fn router_cpus(&self) -> Vec<usize> {
+        let second = self.cpus.second.filter(|_| self.routers > 1);
+        [self.cpus.router].into_iter().chain(second.map(|(router, _)| router)).collect()
+    }
+
     /// Has packets that the kernel receives on a device of the router handled by
-    /// the router's CPU, or again where veth hands them over.
+    /// the router's CPUs, or again where veth hands them over.
     pub(crate) fn steer(&self, name: &str, on: bool) -> anyhow::Result<()> {
-        let mask = if on { 1u64 << self.cpus.router } else { 0 };
-        let file = format!("/sys/class/net/{name}/queues/rx-0/rps_cpus");
-        self.shell(&self.router, &format!("echo {mask:x} > {file}"))
+        let cpus = if on { self.router_cpus() } else { Vec::new() };
+        let mask = cpus.iter().fold(0u64, |mask, cpu| mask | 1 << cpu);
+        let files = format!("/sys/class/net/{name}/queues/rx-*/rps_cpus");
+        self.shell(&self.router, &format!("for file in {files}; do echo {mask:x} > $file; done"))
     }
 
     /// Runs a shell command in a namespace, with that namespace's `/sys`.
@@ -324,5 +377,23 @@ impl Bed {
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "`{line}` in {}: {}", netns.name(), said.trim());
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_router_needs_a_sender_that_reaches_another_queue() {
+        let second = |cpus: &[usize]| Cpus::of(cpus).expect("two at least").second;
+        assert_eq!(Cpus::of(&[0]), None);
+        assert_eq!(second(&[0, 1]), None);
+        assert_eq!(second(&[0, 1, 2]), None);
+        assert_eq!(second(&[0, 1, 2, 3]), Some((2, 1)));
+        assert_eq!(second(&[0, 2, 4, 5]), None);
+        assert_eq!(second(&[0, 2, 3, 4, 5]), Some((4, 3)));
+        let cpus = Cpus::of(&[0, 1, 2, 3]).expect("four");
+        assert_eq!((cpus.traffic, cpus.sink, cpus.router, cpus.routers()), (0, 1, 3, 2));
     }
 }

@@ -100,7 +100,7 @@ pub(crate) fn outgoing(load: Load, to: [u8; 6]) -> SourceConfig {
     let ends = (local_pod(0), remote_pod(PAIRS - 1));
     let frame = datagram(load.size, (G0, to), ends, (0, PORT));
     let stamp_at = HEADERS as u16;
-    SourceConfig { frame, stamp_at, flows: load.flows, port_at: 34, pair_at: (29, 33) }
+    SourceConfig { frame, stamp_at, flows: load.flows, first: 0, port_at: 34, pair_at: (29, 33) }
 }
 
 /// The answers of the same flows, in VXLAN, as the remote node sends them.
@@ -114,6 +114,7 @@ pub(crate) fn answers(load: Load) -> SourceConfig {
         frame,
         stamp_at: at(HEADERS as u16),
         flows: load.flows,
+        first: 0,
         port_at: at(36),
         pair_at: (at(33), at(29)),
     }
@@ -124,7 +125,7 @@ pub(crate) fn outgoing_v6(load: Load, to: [u8; 6]) -> SourceConfig {
     let ends = (local_pod_v6(0), remote_pod_v6(PAIRS - 1));
     let frame = datagram_v6(load.size, (G0, to), ends, (0, PORT));
     let stamp_at = HEADERS_V6 as u16;
-    SourceConfig { frame, stamp_at, flows: load.flows, port_at: 54, pair_at: (37, 53) }
+    SourceConfig { frame, stamp_at, flows: load.flows, first: 0, port_at: 54, pair_at: (37, 53) }
 }
 
 /// [`answers`] with IPv6. Both UDP checksums are left to who sends.
@@ -141,6 +142,7 @@ pub(crate) fn answers_v6(load: Load) -> SourceConfig {
         frame,
         stamp_at: at(HEADERS_V6 as u16),
         flows: load.flows,
+        first: 0,
         port_at: at(56),
         pair_at: (at(53), at(37)),
     }

@@ -68,7 +68,11 @@ pub(crate) const SCENARIOS: [Scenario; 17] = [
     sweep("rules", "other numbers of rules: first packets of flows a second", "rules"),
     sweep("endpoints", "other numbers of known pods on the remote node", "endpoints"),
     sweep("batch", "other batch sizes of Tieline's workers", "packets in a batch"),
-    sweep("workers", "more CPUs for the router", "workers"),
+    sweep(
+        "workers",
+        "more CPUs for the router; for two there are two senders with half of the flows each",
+        "workers",
+    ),
     plain("pktgen", "as many packets as go through, from the kernel's own packet generator", false),
     plain("churn", "forwarding while policies change ten times a second", false),
     plain("interruption", "for how long nothing passes at a reload and at a restart", false),
@@ -100,6 +104,8 @@ pub(crate) struct Choice<'a> {
     pub(crate) quick: bool,
     /// What `replay` sends.
     pub(crate) capture: Option<&'static Capture>,
+    /// Most CPUs that a router can have alone.
+    pub(crate) cpus: u32,
 }
 
 impl Choice<'_> {
@@ -276,7 +282,7 @@ impl Choice<'_> {
             "endpoints" => {
                 for endpoints in [64, 1024, 1 << 14, 1 << 16] {
                     let more = endpoints - 32;
-                    let kernel = |rules| Box::new(Kernel { rules, endpoints: more });
+                    let kernel = |rules| Box::new(Kernel { endpoints: more, ..Kernel::new(rules) });
                     let tieline = Box::new(Tieline { endpoints: more, ..self.tieline() });
                     let subjects: [Box<dyn Subject>; 3] =
                         [kernel(None), kernel(Some(100)), tieline];
@@ -300,6 +306,20 @@ impl Choice<'_> {
                         let step = step(subject, small(FLOWS[0]), flood);
                         let (case, x) = (format!("batch {batch}"), Some(f64::from(batch)));
                         steps.push(Step { case, x, ..step });
+                    }
+                }
+            }
+            "workers" => {
+                for workers in 1..=self.cpus {
+                    let kernel = |rules| Box::new(Kernel { cpus: workers, ..Kernel::new(rules) });
+                    let tieline = Box::new(Tieline { workers, ..self.tieline() });
+                    let subjects: [Box<dyn Subject>; 3] =
+                        [kernel(None), kernel(Some(100)), tieline];
+                    for subject in subjects {
+                        let step = step(subject, small(FLOWS[0]), flood);
+                        let case =
+                            format!("{workers} worker{}", if workers == 1 { "" } else { "s" });
+                        steps.push(Step { case, x: Some(f64::from(workers)), ..step });
                     }
                 }
             }
@@ -342,23 +362,22 @@ pub(crate) fn subject(choice: &Choice<'_>, name: &str) -> Option<Box<dyn Subject
 }
 
 /// Why a scenario has no steps.
-pub(crate) fn why_empty(name: &str, choice: &Choice<'_>, cpus: Cpus) -> Option<String> {
-    if name == "replay" && choice.capture.is_none() {
-        return Some("there is no capture: name a pcap file with --capture".to_owned());
-    }
-    (name == "workers").then(|| {
-        format!(
-            "a router with more workers needs a device with more queues and more CPUs than this \
-             bed has: CPU {} routes, CPU {} makes the traffic",
-            cpus.router, cpus.traffic
-        )
-    })
+pub(crate) fn why_empty(name: &str, choice: &Choice<'_>) -> Option<String> {
+    let gap = name == "replay" && choice.capture.is_none();
+    gap.then(|| "there is no capture: name a pcap file with --capture".to_owned())
 }
 
 /// What of a scenario is left out on this machine, and why.
-pub(crate) fn why_partly(name: &str) -> Option<String> {
-    let gap = name == "tcp" && !iperf::is_installed();
-    gap.then(|| "iperf3 is not installed: apt-get install iperf3".to_owned())
+pub(crate) fn why_partly(name: &str, cpus: Cpus) -> Option<String> {
+    match name {
+        "tcp" if !iperf::is_installed() => {
+            Some("iperf3 is not installed: apt-get install iperf3".to_owned())
+        }
+        "workers" if cpus.routers() == 1 => {
+            Some(format!("one worker only: {}", cpus.why_one_router()))
+        }
+        _ => None,
+    }
 }
 
 /// All subjects of some steps, once each, the baseline first.
@@ -395,6 +414,10 @@ impl Subject for Renamed {
         self.about.to_owned()
     }
 
+    fn cpus(&self) -> u32 {
+        self.subject.cpus()
+    }
+
     fn set_up<'a>(
         &self,
         bed: &'a crate::bed::Bed,
@@ -424,19 +447,36 @@ mod tests {
     #[test]
     fn every_scenario_has_steps_or_says_why_not() {
         let program = Program::find(None);
-        let choice = Choice { program: &program, quick: false, capture: None };
+        let choice = Choice { program: &program, quick: false, capture: None, cpus: 1 };
         for scenario in &SCENARIOS {
             let steps = choice.steps(scenario);
-            let reason = why_empty(scenario.name, &choice, Cpus { router: 1, traffic: 0, sink: 0 });
+            let reason = why_empty(scenario.name, &choice);
             assert_eq!(steps.is_empty(), reason.is_some(), "{}", scenario.name);
             assert!(steps.iter().all(|step| step.x.is_some() == scenario.axis.is_some()));
         }
     }
 
     #[test]
+    fn workers_are_as_many_as_cpus_allow() {
+        let program = Program::find(None);
+        let scenario = SCENARIOS.iter().find(|scenario| scenario.name == "workers").unwrap();
+        for cpus in [1, 2] {
+            let choice = Choice { program: &program, quick: false, capture: None, cpus };
+            let steps = choice.steps(scenario);
+            let most = steps.iter().map(|step| step.subject.cpus()).max();
+            assert_eq!((most, steps.len()), (Some(cpus), 3 * cpus as usize));
+            assert!(steps.iter().all(|step| step.x == Some(f64::from(step.subject.cpus()))));
+        }
+        let cpus = |second| Cpus { router: 3, traffic: 0, sink: 1, second };
+        assert_eq!(why_partly("workers", cpus(Some((2, 1)))), None);
+        let reason = why_partly("workers", cpus(None)).expect("one worker only");
+        assert!(reason.contains("CPU 3 for the router"), "{reason}");
+    }
+
+    #[test]
     fn the_quick_run_stays_under_two_minutes() {
         let program = Program::find(None);
-        let choice = Choice { program: &program, quick: true, capture: None };
+        let choice = Choice { program: &program, quick: true, capture: None, cpus: 1 };
         let quick = SCENARIOS.iter().filter(|scenario| scenario.quick);
         let steps: Vec<_> = quick.flat_map(|scenario| choice.steps(scenario)).collect();
         assert!(seconds(&steps, Effort::QUICK) < 120.0, "{}", seconds(&steps, Effort::QUICK));

@@ -29,6 +29,9 @@ pub(crate) struct Rig<'a> {
     bed: &'a Bed,
     pub(crate) running: Box<dyn Running + 'a>,
     source: Source,
+    /// For floods of a router on two CPUs: a generator for each, which have half
+    /// of the flows each.
+    halves: Option<[Source; 2]>,
     entry: Entry,
     load: Load,
 }
@@ -69,15 +72,25 @@ impl<'a> Rig<'a> {
         let running = subject.set_up(bed, Needs { flows: load.flows, v6: false })?;
         let entry = running.entry();
         let config = flows::outgoing(load, entry.mac);
-        let source = source(bed, &entry.netns, &entry.device, &config)?;
-        Ok(Self { bed, running, source, entry, load })
+        let half = |first, cpu| {
+            let flows = load.flows / 2;
+            let config = SourceConfig { flows, first: first * flows, ..config.clone() };
+            source(cpu, &entry.netns, &entry.device, &config)
+        };
+        let halves = match bed.cpus.second.filter(|_| bed.routers > 1) {
+            Some((_, second)) => Some([half(0, bed.cpus.traffic)?, half(1, second)?]),
+            None => None,
+        };
+        let source = source(bed.cpus.traffic, &entry.netns, &entry.device, &config)?;
+        Ok(Self { bed, running, source, halves, entry, load })
     }
 
     /// The same subject under another load.
     pub(crate) fn reload(self, load: Load) -> anyhow::Result<Self> {
         let config = flows::outgoing(load, self.entry.mac);
-        let source = source(self.bed, &self.entry.netns, &self.entry.device, &config)?;
-        Ok(Self { source, load, ..self })
+        let cpu = self.bed.cpus.traffic;
+        let source = source(cpu, &self.entry.netns, &self.entry.device, &config)?;
+        Ok(Self { source, halves: None, load, ..self })
     }
 
     /// Makes every flow known in both directions, so that a firewall takes it
@@ -90,7 +103,8 @@ impl<'a> Rig<'a> {
         if !self.running.in_tunnel() {
             return Ok(());
         }
-        let back = source(self.bed, &self.bed.sink, "s0", &flows::answers(self.load))?;
+        let cpu = self.bed.cpus.traffic;
+        let back = source(cpu, &self.bed.sink, "s0", &flows::answers(self.load))?;
         self.on_traffic_cpu(&self.bed.sink, || back.run(&Run { tag: tag(), ..run }))?;
         Ok(())
     }
@@ -112,20 +126,31 @@ impl<'a> Rig<'a> {
         let seconds = (RUN_UP + duration).as_secs_f64() + 0.1;
         let packets = (offered.unwrap_or(MOST_RATE) * seconds) as u64;
         let run = Run { tag: tag(), packets, rate: offered, first_flow, batch: 64 };
+        let (traffic, second) = (self.bed.cpus.traffic, self.bed.cpus.second);
+        let sources: Vec<(&Source, usize)> = match (&self.halves, second) {
+            (Some([one, other]), Some((_, second))) => vec![(one, traffic), (other, second)],
+            _ => vec![(&self.source, traffic)],
+        };
         std::thread::scope(|scope| {
-            let traffic =
-                scope.spawn(|| self.on_traffic_cpu(&self.entry.netns, || self.source.run(&run)));
+            let (run, netns) = (&run, &self.entry.netns);
+            let mut threads = Vec::new();
+            for (source, cpu) in sources.iter().copied() {
+                threads.push(scope.spawn(move || on_cpu(cpu, netns, || source.run(run))));
+            }
             let started = Instant::now();
-            while self.source.progress() == 0 && started.elapsed() < Duration::from_secs(2) {
+            let idle = || sources.iter().any(|(source, _)| source.progress() == 0);
+            while idle() && started.elapsed() < Duration::from_secs(2) {
                 std::thread::sleep(Duration::from_millis(1));
             }
             std::thread::sleep(RUN_UP);
             let (from, frames) = (Instant::now(), sink.frames());
             std::thread::sleep(duration);
             let (took, frames) = (from.elapsed(), sink.frames() - frames);
-            self.source.stop();
-            let sent = traffic.join().map_err(|_| anyhow::anyhow!("the generator panicked"))?;
-            sent.context("generator")?;
+            sources.iter().for_each(|(source, _)| source.stop());
+            for thread in threads {
+                let sent = thread.join().map_err(|_| anyhow::anyhow!("the generator panicked"))?;
+                sent.context("generator")?;
+            }
             Ok(frames as f64 / took.as_secs_f64())
         })
     }
@@ -222,8 +247,7 @@ fn on_cpu<T: Send>(
     Ok(netns.run(run)??)
 }
 
-fn source(bed: &Bed, netns: &Netns, name: &str, config: &SourceConfig) -> anyhow::Result<Source> {
-    let cpu = bed.cpus.traffic;
+fn source(cpu: usize, netns: &Netns, name: &str, config: &SourceConfig) -> anyhow::Result<Source> {
     let make = || {
         pin(cpu);
         Source::new(device::index(name)?, config).with_context(|| format!("generator on {name}"))

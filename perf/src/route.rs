@@ -36,7 +36,7 @@ pub(crate) struct Options {
 /// The subject can't be set up.
 pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let program = Program::find(options.tieline.as_deref());
-    let choice = Choice { program: &program, quick: false, capture: None };
+    let choice = Choice { program: &program, quick: false, capture: None, cpus: 1 };
     let subject = plan::subject(&choice, &options.subject).with_context(|| {
         format!("no subject {}: `tieline-perf list` names them", options.subject)
     })?;
@@ -45,7 +45,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let held = Held::new(Some(devices.clone()));
     clear_up_on_signals(&held)?;
     pin(cpus.traffic);
-    let bed = Bed::new(cpus, Some(devices.clone()))?;
+    let bed = Bed::new(cpus, Some(devices.clone()), 1)?;
     held.lab(bed.lab.closer());
     bed.wire_v6()?;
     let running = subject.set_up(&bed, Needs { flows: options.flows, v6: true })?;

@@ -96,7 +96,8 @@ pub(crate) fn list() -> ExitCode {
     let program = Program::find(None);
     for scenario in &SCENARIOS {
         let quick = if scenario.quick { ", quick" } else { "" };
-        let steps = Choice { program: &program, quick: false, capture: None }.steps(scenario);
+        let steps =
+            Choice { program: &program, quick: false, capture: None, cpus: 1 }.steps(scenario);
         let minutes = plan::seconds(&steps, Effort::FULL) / 60.0;
         println!("{:<13} {} (about {minutes:.0} min{quick})", scenario.name, scenario.about);
         let names: Vec<String> = plan::subjects(&steps).into_iter().map(|s| s.name).collect();
@@ -129,7 +130,8 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let capture = options.capture.as_deref().map(Capture::read).transpose()?;
     // As long as the program.
     let capture = capture.map(|capture| &*Box::leak(Box::new(capture)));
-    let choice = Choice { program: &program, quick: options.quick, capture };
+    let cpus_alone = cpus.routers();
+    let choice = Choice { program: &program, quick: options.quick, capture, cpus: cpus_alone };
     let mut steps: Vec<Step> = chosen.iter().flat_map(|scenario| choice.steps(scenario)).collect();
     if let Some(name) = &options.remote {
         steps = plan::remote(steps, name);
@@ -143,8 +145,8 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
         replayed.about = format!("{}: {}", replayed.about, capture.about());
     }
     for scenario in &chosen {
-        let reason = plan::why_empty(scenario.name, &choice, cpus);
-        let all = reason.into_iter().chain(plan::why_partly(scenario.name));
+        let reason = plan::why_empty(scenario.name, &choice);
+        let all = reason.into_iter().chain(plan::why_partly(scenario.name, cpus));
         results.gaps.extend(all.map(|reason| gap(scenario.name, "all", reason)));
     }
     let effort = if options.quick { Effort::QUICK } else { Effort::FULL };
@@ -213,13 +215,16 @@ fn begin(cpus: Cpus, devices: Option<&Devices>, chosen: &[&Scenario], steps: &[S
         command: format!("tieline-perf {}", arguments.join(" ")),
         machine: Machine::read(),
         placement: format!(
-            "CPU {} is the router's alone; generator, sink and this program are on CPU {}, the \
+            "CPU {} is the router's alone{}; generator, sink and this program are on CPU {}, the \
              sink that polls on CPU {}. Devices: {}. On veth pairs the \
              hand-over to the router (the copy into an AF_XDP socket's memory; for the kernel the \
              making of an skb) is done on the generator's CPU for every subject; the kernel's forwarding is \
              taken to the router's CPU by receive packet steering, and the far end's drop is \
              there as well, for every subject. Our processes and ksoftirqd run with the highest niceness.",
             cpus.router,
+            cpus.second.map_or(String::new(), |(router, sender)| format!(
+                ", and CPU {router} for one on two, with a second generator on CPU {sender}"
+            )),
             cpus.traffic,
             cpus.sink,
             devices.map_or("veth pairs".to_owned(), Devices::about)
@@ -282,7 +287,7 @@ fn take_step(
     held: &Held,
     at: &Place,
 ) -> anyhow::Result<Vec<Row>> {
-    let bed = Bed::new(cpus, devices)?;
+    let bed = Bed::new(cpus, devices, step.subject.cpus())?;
     held.lab(bed.lab.closer());
     measure(&bed, &*step.subject, step.load, step.work, effort, at)
 }

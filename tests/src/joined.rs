@@ -64,12 +64,25 @@ pub struct Setup {
     pub mode: &'static str,
     /// Pods on each node.
     pub pods: usize,
+    /// Queues of the nodes' underlay devices.
+    pub queues: u32,
+    /// How many workers the daemon has (`workers.count`).
+    pub workers: Option<u32>,
 }
 
 impl Setup {
     /// Calico's VNI and port, and pods that know the tunnel's MTU.
     pub fn new(outer: Outer) -> Self {
-        Self { outer, vni: 4096, port: 4789, pod_mtu: outer.mtu(), mode: "auto", pods: 1 }
+        Self {
+            outer,
+            vni: 4096,
+            port: 4789,
+            pod_mtu: outer.mtu(),
+            mode: "auto",
+            pods: 1,
+            queues: 1,
+            workers: None,
+        }
     }
 }
 
@@ -96,6 +109,7 @@ impl Joined {
     pub fn new(setup: Setup, our_nodes: &[&str]) -> Self {
         let lab = Lab::new("joined").unwrap();
         let mut underlay = Underlay::new(&lab, UNDERLAY_MTU as u32).unwrap();
+        underlay.set_queues(setup.queues);
         let segments = (underlay.segment().unwrap(), underlay.segment().unwrap());
         Self::on(setup, lab, underlay, segments, our_nodes)
     }
@@ -207,12 +221,16 @@ impl Joined {
         let (socket, config) = (at("tieline.sock"), at("tieline.toml"));
         let text = format!(
             "node = '{}'\n[datastore]\nkind = 'files'\npath = '{}'\n[datastore.remotes]\n\
-             theirs = '{}'\n[underlay]\nmode = '{}'\n[admin]\nsocket = '{}'\n",
+             theirs = '{}'\n[underlay]\nmode = '{}'\n[admin]\nsocket = '{}'\n{}",
             self.our_node().name,
             at("local").display(),
             at("remote").display(),
             self.setup.mode,
             socket.display(),
+            self.setup
+                .workers
+                .map(|count| format!("[workers]\ncount = {count}\n"))
+                .unwrap_or_default(),
         );
         write(&config, text);
         let mut command = Command::new(tieline());

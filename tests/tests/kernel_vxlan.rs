@@ -2,9 +2,10 @@
 #![forbid(unsafe_code)]
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use etherparse::{LinkSlice, NetSlice, SlicedPacket, TransportSlice};
+use serde_json::{Value, json};
 use tieline_lab::{
     Capture, CapturedFrame, Outcome, Pod, TcpServer, UdpServer, bulk, connect, ping, udp_echo,
 };
@@ -25,8 +26,8 @@ fn headers(to: IpAddr) -> usize {
     if to.is_ipv4() { 28 } else { 48 }
 }
 
-/// Every kind of traffic, every size.
-fn everything_passes(setup: Setup, step: usize) {
+/// Every kind of traffic, every size. Returns what `status` says afterwards.
+fn everything_passes(setup: Setup, step: usize) -> Value {
     let joined = Joined::new(setup, &["node-a"]);
     let daemon = joined.start("daemon");
     daemon.wait_ready();
@@ -62,6 +63,7 @@ fn everything_passes(setup: Setup, step: usize) {
         let moved = bulk(&from.netns, peer, Duration::from_millis(500)).unwrap();
         assert!(moved.bytes > 1 << 20, "{moved:?}, {what}\n{}", log());
     }
+    daemon.status().unwrap()
 }
 
 #[test]
@@ -90,6 +92,51 @@ fn by_every_kind_of_port() {
     for mode in ["native-copy", "generic", "packet"] {
         everything_passes(Setup { mode, ..Setup::new(Outer::Both) }, 97);
     }
+}
+
+/// The kernel at the other end spreads what it sends over the queues.
+#[test]
+fn several_queues_are_shared_out_among_the_workers() {
+    let four = |workers| Setup { queues: 4, workers: Some(workers), ..Setup::new(Outer::Both) };
+    for (workers, shares) in [
+        (1, vec![("eth0:0,1,2,3", vec![0, 1, 2, 3])]),
+        (2, vec![("eth0:0,2", vec![0, 2]), ("eth0:1,3", vec![1, 3])]),
+    ] {
+        let status = everything_passes(four(workers), 97);
+        let all = status["workers"].as_array().unwrap();
+        assert_eq!(all.len(), shares.len(), "{status}");
+        for (worker, (name, queues)) in all.iter().zip(shares) {
+            assert_eq!((&worker["underlay"], &worker["queues"]), (&json!(name), &json!(queues)));
+            assert!(worker["underlay_port"]["received"].as_u64() > Some(100), "{worker}");
+            assert!(worker["gateway_port"]["received"].as_u64() > Some(100), "{worker}");
+            assert_eq!(worker["frames"], json!(4096 * queues.len()));
+        }
+        assert_eq!(status["conditions"], json!([]));
+    }
+}
+
+#[test]
+fn more_workers_than_queues_are_said_not_to_run() {
+    let setup = Setup { queues: 2, workers: Some(9), ..Setup::new(Outer::V4) };
+    let joined = Joined::new(setup, &["node-a"]);
+    let daemon = joined.start("daemon");
+    daemon.wait_ready();
+    let begun = Instant::now();
+    let status = loop {
+        let status = daemon.status().unwrap();
+        if status["conditions"] != json!([]) {
+            break status;
+        }
+        assert!(begun.elapsed() < PATIENCE, "{status}");
+    };
+    assert_eq!(status["workers"].as_array().map(Vec::len), Some(2), "{status}");
+    let condition = &status["conditions"][0];
+    assert_eq!(
+        (&condition["severity"], &condition["object"]),
+        (&json!("warning"), &json!("workers.count"))
+    );
+    let message = condition["message"].as_str().unwrap();
+    assert!(message.starts_with("2 workers run, not 9: "), "{message}");
 }
 
 /// Packets that are too big for the tunnel are answered by our kernel, so that

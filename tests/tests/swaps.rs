@@ -1,9 +1,10 @@
 //! Tables that are swapped a thousand times a second cost no packet.
 //!
-//! Two workers on two queues of real devices, a steady stream of many flows and
-//! its answers. Where the machine has two CPUs, answers come to the other worker
-//! than the packets that they answer. The tables change all the while, also such
-//! that every flow is judged again.
+//! An underlay device of four queues, two workers or one, a steady stream of many
+//! flows and its answers. Flows are spread over the queues as a card's hash does
+//! it; with two workers, every other flow's answers come to the other worker than
+//! the packets that they answer. The tables change all the while, also such that
+//! every flow is judged again.
 #![forbid(unsafe_code)]
 
 #[path = "../../dataplane/tests/common/mod.rs"]
@@ -16,22 +17,22 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::*;
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use tieline_dataplane::counters::Tally;
 use tieline_dataplane::flow::{FlowTable, Timeouts};
+use tieline_dataplane::port::queues::Queues;
 use tieline_dataplane::port::xsk::XskPort;
 use tieline_dataplane::publish::Publisher;
 use tieline_dataplane::tables::{ClassId, Endpoint, Policies, Snapshot};
 use tieline_dataplane::verdict::DropReason;
-use tieline_dataplane::worker::{Heartbeat, Idle, Worker, WorkerConfig};
+use tieline_dataplane::worker::{Heartbeat, Idle, Worker, WorkerConfig, monotonic_ns};
 use tieline_dataplane::xsk::area::{Area, Descriptor};
 use tieline_dataplane::xsk::device;
 use tieline_dataplane::xsk::filter::{self, Filter, FilterConfig, Link};
-use tieline_dataplane::xsk::packet::{PacketSocket, Take};
 use tieline_dataplane::xsk::socket::{Mode, Socket, SocketConfig};
 use tieline_lab::Lab;
 
-const QUEUES: u32 = 2;
+/// Of the underlay.
+const QUEUES: u32 = 4;
 const FLOWS: u16 = 256;
 const SWAPS: u32 = 3000;
 /// Between two swaps, and between two handfuls of packets.
@@ -40,13 +41,16 @@ const HANDFUL: u16 = 4;
 /// The port that pods may go to; one flow in eight goes to another one.
 const ALLOWED: u16 = 443;
 
-struct Beats([filter::Heartbeat; 2]);
+struct Beats(Vec<filter::Heartbeat>);
 
 impl Heartbeat for Beats {
     fn beat(&mut self, monotonic_ns: u64) {
         self.0.iter_mut().for_each(|heartbeat| heartbeat.beat(monotonic_ns));
     }
 }
+
+const RINGS: SocketConfig =
+    SocketConfig { fill: 1024, receive: 1024, transmit: 1024, completion: 1024 };
 
 /// A device with our program on it.
 struct Device {
@@ -56,50 +60,78 @@ struct Device {
 }
 
 impl Device {
-    fn new(name: &str, load: fn(&FilterConfig) -> Result<Filter, filter::FilterError>) -> Self {
+    fn new(
+        name: &str,
+        queues: u32,
+        load: fn(&FilterConfig) -> Result<Filter, filter::FilterError>,
+    ) -> Self {
         let liveness = Duration::from_secs(3600);
-        let filter = load(&FilterConfig { port: 4789, liveness, queues: QUEUES }).unwrap();
+        let filter = load(&FilterConfig { port: 4789, liveness, queues }).unwrap();
         let index = device::index(name).unwrap();
         let link = filter.attach(index, true).unwrap();
         Self { index, filter, _link: link }
     }
 
-    fn socket(&mut self, area: &Area, queue: u32) -> Socket {
-        let rings = SocketConfig { fill: 1024, receive: 1024, transmit: 1024, completion: 1024 };
-        let socket = Socket::bind(area, self.index, queue, Mode::NativeCopy, &rings).unwrap();
-        self.filter.set_socket(queue, &socket).unwrap();
-        socket
+    /// Sockets that share an area, on some of the queues.
+    fn sockets(&mut self, area: &Area, queues: impl Iterator<Item = u32>) -> Vec<Socket> {
+        let mut sockets: Vec<Socket> = Vec::new();
+        for queue in queues {
+            let socket = match sockets.first() {
+                None => Socket::bind(area, self.index, queue, Mode::NativeCopy, &RINGS).unwrap(),
+                Some(first) => first.beside(area, queue, &RINGS).unwrap(),
+            };
+            self.filter.set_socket(queue, &socket).unwrap();
+            sockets.push(socket);
+        }
+        sockets
+    }
+
+    fn port(&mut self, area: &Area, queues: impl Iterator<Item = u32>) -> Queues<XskPort> {
+        Queues::new(self.sockets(area, queues).into_iter().map(XskPort).collect())
     }
 }
 
-/// The far end of a veth.
+/// The far end of a veth: a socket for each queue. What is sent by one arrives
+/// at the queue of the same number.
 struct End {
     area: Area,
-    socket: PacketSocket,
+    sockets: Vec<Socket>,
     sent: u64,
-    received: u64,
+    /// Frames by queue.
+    received: Vec<u64>,
+    _device: Device,
 }
 
 impl End {
-    fn new(name: &str) -> Self {
-        let area = Area::new(2048, 2048).unwrap();
-        let socket = PacketSocket::open(device::index(name).unwrap(), Take::All).unwrap();
-        Self { area, socket, sent: 0, received: 0 }
+    fn new(name: &str, queues: u32) -> Self {
+        let mut area = Area::new(4096 * queues, 2048).unwrap();
+        let mut device = Device::new(name, queues, Filter::gateway);
+        let mut sockets = device.sockets(&area, 0..queues);
+        for (queue, socket) in (0..).zip(&mut sockets) {
+            device.filter.heartbeat(queue).beat(monotonic_ns());
+            socket.refill(&mut area);
+        }
+        Self { area, sockets, sent: 0, received: vec![0; queues as usize], _device: device }
     }
 
-    fn send(&mut self, frame: &[u8]) {
+    fn send(&mut self, queue: usize, frame: &[u8]) {
         let chunk = self.area.allocate().expect("a free chunk");
         let descriptor = Descriptor { chunk, head: 256, len: frame.len() as u32 };
         self.area.bytes_mut(chunk, 256, descriptor.len).copy_from_slice(frame);
-        let sent = self.socket.send(&mut self.area, std::iter::once(descriptor));
-        assert_eq!(sent, 1, "{:?}", self.socket.statistics());
+        let socket = &mut self.sockets[queue];
+        let sent = socket.send(&mut self.area, std::iter::once(descriptor));
+        assert_eq!(sent, 1, "{:?}", socket.statistics());
+        socket.wake();
         self.sent += 1;
     }
 
     fn receive(&mut self) -> Vec<Vec<u8>> {
         let mut frames = Vec::new();
-        self.socket.receive(&mut self.area, 256, |frame| frames.push(frame));
-        self.received += frames.len() as u64;
+        for (socket, received) in self.sockets.iter_mut().zip(&mut self.received) {
+            socket.reclaim(&mut self.area);
+            socket.refill(&mut self.area);
+            *received += socket.receive(&mut self.area, 256, |frame| frames.push(frame)) as u64;
+        }
         let take = |frame: Descriptor| {
             let bytes = self.area.bytes(frame.chunk, frame.head, frame.len).to_vec();
             assert!(self.area.release(frame.chunk));
@@ -107,23 +139,21 @@ impl End {
         };
         frames.into_iter().map(take).collect()
     }
+
+    fn all_received(&self) -> u64 {
+        self.received.iter().sum()
+    }
+
+    fn lost(&self) -> u64 {
+        let statistics = self.sockets.iter().map(Socket::statistics);
+        statistics.map(|all| all.receive_dropped + all.receive_ring_full + all.refused).sum()
+    }
 }
 
-/// The CPUs that this thread may use: it sends from each in turn, as a packet
-/// socket chooses the queue by the CPU.
-struct Cpus(Vec<usize>);
-
-impl Cpus {
-    fn allowed() -> Self {
-        let allowed = sched_getaffinity(None).unwrap();
-        Self((0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu)).take(2).collect())
-    }
-
-    fn take_turns(&self, turn: usize) {
-        let mut set = CpuSet::new();
-        set.set(self.0[turn % self.0.len()]);
-        sched_setaffinity(None, &set).unwrap();
-    }
+/// The queue, of so many, that a card's hash would choose for a flow; `way` has
+/// the two directions go to different ones.
+fn queue(flow: u16, way: u16, queues: u32) -> usize {
+    usize::from((flow / 8 + flow + way * (flow % 2)) % queues as u16)
 }
 
 /// The next tables: a pod elsewhere comes or goes; now and then the policy is
@@ -148,33 +178,35 @@ fn ports(flow: u16) -> (u16, u16) {
     (1000 + flow, if flow.is_multiple_of(8) { 22 } else { ALLOWED })
 }
 
-/// The answer to a frame that has come out of the tunnel.
-fn answer(inner: &[u8], a: Side, b: Side) -> Vec<u8> {
+/// The answer to a frame that has come out of the tunnel, and its flow.
+fn answer(inner: &[u8], a: Side, b: Side) -> (u16, Vec<u8>) {
     let port = |at: usize| u16::from_be_bytes([inner[at], inner[at + 1]]);
-    tcp(&b.pod(false), &a.pod(false), (port(36), port(34)), "A")
+    (port(34) - 1000, tcp(&b.pod(false), &a.pod(false), (port(36), port(34)), "A"))
 }
 
-fn swaps() {
+fn swaps(count: u32) {
     let (a, b) = (Side { number: 1, v6_underlay: false }, Side { number: 2, v6_underlay: false });
     let mut other = Node::new(b, a);
     let mut publisher = Publisher::new(snapshot(a, b));
     change(&mut publisher, 0);
     let flows = Arc::new(FlowTable::new(4096, Timeouts::default()));
-    let mut underlay = Device::new("u0", Filter::underlay);
+    let mut underlay = Device::new("u0", QUEUES, Filter::underlay);
     underlay.filter.set_underlay(&BTreeSet::from([a.underlay().to_ip()])).unwrap();
     underlay.filter.set_peers(&BTreeSet::from([b.underlay().to_ip()])).unwrap();
-    let mut gateway = Device::new("g0", Filter::gateway);
-    let workers: Vec<_> = (0..QUEUES)
-        .map(|queue| {
-            let area = Area::new(8192, 2048).unwrap();
-            let ports = (underlay.socket(&area, queue), gateway.socket(&area, queue));
-            let beats = Beats([underlay.filter.heartbeat(queue), gateway.filter.heartbeat(queue)]);
+    let mut gateway = Device::new("g0", count, Filter::gateway);
+    let workers: Vec<_> = (0..count)
+        .map(|number| {
+            let area = Area::new(16_384, 2048).unwrap();
+            let own = || (number..QUEUES).step_by(count as usize);
+            let ports = (underlay.port(&area, own()), gateway.port(&area, number..=number));
+            let mut beats: Vec<_> = own().map(|queue| underlay.filter.heartbeat(queue)).collect();
+            beats.push(gateway.filter.heartbeat(number));
             let worker = Worker::new(
                 WorkerConfig { cpu: None, batch: 64, idle: Idle::Adaptive },
                 area,
-                Box::new(XskPort(ports.0)),
-                Box::new(XskPort(ports.1)),
-                beats,
+                Box::new(ports.0),
+                Box::new(ports.1),
+                Beats(beats),
                 publisher.reader(),
                 flows.clone(),
             );
@@ -195,25 +227,26 @@ fn swaps() {
         }
     });
 
-    let (mut pod, mut remote) = (End::new("g1"), End::new("u1"));
+    let (mut pod, mut remote) = (End::new("g1", count), End::new("u1", QUEUES));
     let (mut next, mut denied, mut begun) = (0u16, 0u64, Instant::now());
-    let (mut patience, cpus) = (None, Cpus::allowed());
-    for turn in 0.. {
-        cpus.take_turns(turn + 1);
+    let mut patience = None;
+    loop {
         for frame in remote.receive() {
             let inner = other.inbound(&frame).expect("is taken out of the tunnel");
-            remote.send(&other.outbound(&answer(&inner, a, b)).expect("is put into the tunnel"));
+            let (flow, answer) = answer(&inner, a, b);
+            let answer = other.outbound(&answer).expect("is put into the tunnel");
+            remote.send(queue(flow, 1, QUEUES), &answer);
         }
         pod.receive();
         if swapped.load(Ordering::Relaxed) < SWAPS {
-            cpus.take_turns(turn);
             for _ in 0..HANDFUL {
                 next = (next + 1) % FLOWS;
-                pod.send(&tcp(&a.pod(false), &b.pod(false), ports(next), "A"));
+                let frame = tcp(&a.pod(false), &b.pod(false), ports(next), "A");
+                pod.send(queue(next, 0, count), &frame);
                 denied += u64::from(next.is_multiple_of(8));
             }
             begun += INTERVAL;
-        } else if pod.received == pod.sent - denied
+        } else if pod.all_received() == pod.sent - denied
             || patience.get_or_insert_with(Instant::now).elapsed() > Duration::from_secs(10)
         {
             break;
@@ -227,8 +260,7 @@ fn swaps() {
         shared.stop();
         thread.join().unwrap().unwrap();
         let tally = shared.counters.read();
-        let idle = tally.encapsulated_packets == 0 || tally.decapsulated_packets == 0;
-        assert!(!idle || cpus.0.len() < 2, "{tally:?}");
+        assert!(tally.encapsulated_packets > 0 && tally.decapsulated_packets > 0, "{tally:?}");
         sum.merge(&tally);
         let (underlay, gateway) = shared.ports();
         let lost = [underlay, gateway].map(|port| port.receive_dropped + port.send_failed);
@@ -243,21 +275,23 @@ fn swaps() {
     );
     assert_eq!(sum.dropped[DropReason::EgressDenied as usize], denied);
     assert_eq!(sum.dropped_total(), denied, "{sum:?}");
-    assert_eq!(remote.received, pod.sent - denied, "{:?}", remote.socket.statistics());
-    assert_eq!(pod.received, remote.sent, "{:?}", pod.socket.statistics());
-    assert_eq!(
-        (sum.encapsulated_packets, sum.decapsulated_packets),
-        (remote.received, pod.received)
-    );
+    assert_eq!(remote.all_received(), pod.sent - denied);
+    assert_eq!(pod.all_received(), remote.sent);
+    assert_eq!((pod.lost(), remote.lost()), (0, 0));
+    let passed = (sum.encapsulated_packets, sum.decapsulated_packets);
+    assert_eq!(passed, (remote.all_received(), pod.all_received()));
+    // Each worker sends by its first queue.
+    let used: Vec<bool> = remote.received.iter().map(|frames| *frames > 0).collect();
+    let first: Vec<bool> = (0..QUEUES).map(|queue| queue < count).collect();
+    assert_eq!(used, first, "{:?}", remote.received);
     assert!(sum.flow_rejudged > 0);
 }
 
-#[test]
-fn a_steady_stream_loses_no_packet_while_tables_are_swapped() {
+fn on_workers(count: u32) {
     let lab = Lab::new("swaps").unwrap();
     let netns = lab.netns("node").unwrap();
-    let veth = |one: &str, other: &str| {
-        let queues = format!("numrxqueues {QUEUES} numtxqueues {QUEUES}");
+    let veth = |one: &str, other: &str, queues: u32| {
+        let queues = format!("numrxqueues {queues} numtxqueues {queues}");
         let up = |end: &str| format!("link set {end} up");
         [
             format!("link add {one} {queues} type veth peer name {other} {queues}"),
@@ -265,8 +299,18 @@ fn a_steady_stream_loses_no_packet_while_tables_are_swapped() {
             up(other),
         ]
     };
-    let devices = [veth("u0", "u1"), veth("g0", "g1")];
+    let devices = [veth("u0", "u1", QUEUES), veth("g0", "g1", count)];
     netns.sysctl("net/ipv6/conf/default/disable_ipv6", "1").unwrap();
     netns.ip(devices.into_iter().flatten()).unwrap();
-    netns.run(swaps).unwrap();
+    netns.run(|| swaps(count)).unwrap();
+}
+
+#[test]
+fn a_steady_stream_loses_no_packet_while_tables_are_swapped() {
+    on_workers(2);
+}
+
+#[test]
+fn nor_does_it_with_all_queues_on_one_worker() {
+    on_workers(1);
 }

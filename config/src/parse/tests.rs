@@ -109,6 +109,9 @@ fn values_are_checked_against_each_other() {
             "4:14: workers.frame-size: frames can't have 3000 bytes; choose 2048 or 4096",
         ],
     );
+    complains("workers.count = 0", &["1:17: workers.count: 0 is out of range; choose 1 to 256"]);
+    complains("workers.count = 257", &["1:17: workers.count: 257 is out of range"]);
+    assert!(Config::parse("workers.count = 256", Path::new("t.toml")).is_ok());
     complains(
         "[workers]\nframes = 1024\nbatch = 256\n",
         &["2:10: workers.frames: 1024 frames do not feed batches of 256"],

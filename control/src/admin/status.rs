@@ -97,8 +97,11 @@ pub struct WorkerStatus {
     pub worker: usize,
     /// The CPU that it is pinned to.
     pub cpu: Option<usize>,
-    /// The underlay device and queue, as in `eth0:0`.
+    /// The underlay device and the queues that it serves, as in `eth0:0` or
+    /// `eth0:0,2`.
     pub underlay: String,
+    /// Those queues; none with a packet socket, which sees all.
+    pub queues: Vec<u32>,
     /// Generation of the tables that it uses.
     pub generation: u64,
     /// Free frames.

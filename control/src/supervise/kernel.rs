@@ -14,6 +14,7 @@ use tracing::{info, warn};
 
 use super::Daemon;
 use super::ports::{Dataplane, DevicePlan, PortPlan};
+use super::spread::{Share, spread};
 use crate::causes::with_causes;
 use crate::derive::Derived;
 use crate::link::{Changed, GatewaySpec, LinkError, RouteSettings};
@@ -70,6 +71,8 @@ impl Daemon {
             if let Ok(conditions) = &mut outcome {
                 let workers = &self.config.current.workers;
                 conditions.extend(unusable_cpus(&workers.forbidden(&allowed_cpus())));
+                let run = self.dataplane.as_ref().map(|dataplane| dataplane.workers.len());
+                conditions.extend(other_count(workers.count, run));
             }
             self.settle(Step::Ports, "ports", outcome);
         }
@@ -148,7 +151,7 @@ impl Daemon {
             // Without a device in sight the gateway stays as it is: a new one
             // would take every route with it.
             queues: (!self.underlay.devices.is_empty())
-                .then(|| PortPlan::workers(&self.device_plans(), config.underlay.mode).max(1)),
+                .then(|| self.shares(&self.device_plans()).len().max(1) as u32),
             tunnel_addresses: own.map(|own| own.tunnel.clone()).unwrap_or_default(),
         }
     }
@@ -191,20 +194,31 @@ impl Daemon {
         self.underlay.devices.iter().map(plan).collect()
     }
 
+    /// What each worker serves.
+    fn shares(&self, underlay: &[DevicePlan]) -> Vec<Share> {
+        let config = &self.config.current;
+        // A packet socket sees every queue of its device.
+        if config.underlay.mode == tieline_config::schema::Mode::Packet {
+            return vec![Share { device: 0, queues: Vec::new() }];
+        }
+        let queues: Vec<u32> = underlay.iter().map(|device| device.queues).collect();
+        spread(&queues, config.workers.wanted())
+    }
+
     fn port_plan(&self) -> Option<PortPlan> {
         let (config, gateway) = (&self.config.current, self.gateway.as_ref()?);
         let underlay = self.device_plans();
         if underlay.is_empty() {
             return None;
         }
-        let workers = PortPlan::workers(&underlay, config.underlay.mode);
+        let shares = self.shares(&underlay);
         let allowed = allowed_cpus();
         Some(PortPlan {
             underlay,
             gateway: DevicePlan {
                 name: gateway.peer.clone(),
                 index: gateway.peer_index,
-                queues: workers,
+                queues: u32::try_from(shares.len()).ok()?,
             },
             mode: config.underlay.mode,
             port: self.derived.as_ref()?.resolved.own.port,
@@ -220,7 +234,8 @@ impl Daemon {
                     tieline_config::schema::Idle::Sleep => Idle::Sleep,
                 },
             },
-            cpus: config.workers.placement(usize::try_from(workers).unwrap_or(1), &allowed),
+            cpus: config.workers.placement(shares.len(), &allowed),
+            shares,
         })
     }
 
@@ -387,9 +402,34 @@ fn unusable_cpus(forbidden: &[usize]) -> Option<Condition> {
     (!forbidden.is_empty()).then_some(condition)
 }
 
+/// Another number of workers than was asked for.
+fn other_count(wanted: Option<u32>, run: Option<usize>) -> Option<Condition> {
+    let (wanted, run) = (usize::try_from(wanted?).ok()?, run?);
+    let condition = Condition {
+        severity: Severity::Warning,
+        cluster: ClusterId::Local,
+        object: "workers.count".to_owned(),
+        message: format!(
+            "{run} workers run, not {wanted}: there are no more than served queues, or than one \
+             with a packet socket, and one at least for each underlay device"
+        ),
+    };
+    (wanted != run).then_some(condition)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn another_number_of_workers_is_reported() {
+        assert_eq!(other_count(None, Some(4)), None);
+        assert_eq!(other_count(Some(4), None), None);
+        assert_eq!(other_count(Some(4), Some(4)), None);
+        let condition = other_count(Some(8), Some(4)).expect("4 queues");
+        assert_eq!((condition.severity, &*condition.object), (Severity::Warning, "workers.count"));
+        assert!(condition.message.starts_with("4 workers run, not 8: "), "{}", condition.message);
+    }
 
     #[test]
     fn cpus_that_cannot_be_used_are_reported() {

@@ -13,7 +13,8 @@
 //! time and as often as one likes.
 //!
 //! Start reading at [`Daemon::step`]; `kernel` is the reconciliation, `ports`
-//! the workers' life, `mirror` what Felix is told, `reload` the configuration file, `report` the status.
+//! the workers' life, `open` how they come by their queues, `mirror` what Felix
+//! is told, `reload` the configuration file, `report` the status.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -41,9 +42,11 @@ use crate::state::{Condition, World};
 pub(crate) mod kernel;
 mod log;
 mod mirror;
+mod open;
 mod ports;
 pub(crate) mod reload;
 mod report;
+mod spread;
 
 use mirror::Mirroring;
 use ports::Dataplane;

@@ -172,6 +172,7 @@ fn worker((worker, running): (usize, &Running)) -> WorkerStatus {
         worker,
         cpu: shared.pinned(),
         underlay: running.underlay.clone(),
+        queues: running.queues.clone(),
         generation: shared.generation(),
         frames_free,
         frames,

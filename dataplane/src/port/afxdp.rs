@@ -166,8 +166,8 @@ impl<M: Memory> Port<M> for AfxdpPort {
     }
 
     /// The crate does not give it: a worker has to look again and again.
-    fn descriptor(&self) -> Option<RawFd> {
-        None
+    fn descriptors(&self) -> Vec<RawFd> {
+        Vec::new()
     }
 
     fn statistics(&self) -> PortStatistics {

@@ -93,8 +93,8 @@ impl<M: Memory> Port<M> for MemoryPort {
 
     fn recycle(&mut self, _memory: &mut M) {}
 
-    fn descriptor(&self) -> Option<RawFd> {
-        None
+    fn descriptors(&self) -> Vec<RawFd> {
+        Vec::new()
     }
 
     fn statistics(&self) -> PortStatistics {

@@ -10,6 +10,7 @@ use crate::frame::{Frame, Memory};
 #[cfg(feature = "port-afxdp")]
 pub mod afxdp;
 pub mod memory;
+pub mod queues;
 #[cfg(feature = "xsk")]
 pub mod xsk;
 
@@ -26,10 +27,10 @@ pub struct PortStatistics {
     pub send_failed: u64,
 }
 
-/// One queue of one device.
+/// One queue of one device, or several as one ([`queues::Queues`]).
 pub trait Port<M: Memory>: Send {
     /// Appends received frames to `batch`, at most up to its capacity, and
-    /// returns their number. Ownership of the chunks goes to the worker.
+    /// returns how many. Ownership of the chunks goes to the worker.
     fn receive(&mut self, memory: &mut M, batch: &mut Vec<Frame>) -> usize;
 
     /// Sends from the front of `frames` and removes what was taken, returning
@@ -40,8 +41,9 @@ pub trait Port<M: Memory>: Send {
     /// and wakes the kernel where it asked for it. Called once per loop.
     fn recycle(&mut self, memory: &mut M);
 
-    /// The descriptor to sleep on, if the port has one.
-    fn descriptor(&self) -> Option<RawFd>;
+    /// The descriptors to sleep on; without one, sleeping is waiting for time to
+    /// pass. Asked for once.
+    fn descriptors(&self) -> Vec<RawFd>;
 
     /// Counters of the port itself.
     fn statistics(&self) -> PortStatistics;

@@ -81,8 +81,8 @@ impl Port<Area> for XskPort {
         self.0.wake();
     }
 
-    fn descriptor(&self) -> Option<RawFd> {
-        Some(self.0.as_raw_fd())
+    fn descriptors(&self) -> Vec<RawFd> {
+        vec![self.0.as_raw_fd()]
     }
 
     fn statistics(&self) -> PortStatistics {
@@ -113,8 +113,8 @@ impl Port<Area> for PacketPort {
 
     fn recycle(&mut self, _memory: &mut Area) {}
 
-    fn descriptor(&self) -> Option<RawFd> {
-        Some(self.0.as_raw_fd())
+    fn descriptors(&self) -> Vec<RawFd> {
+        vec![self.0.as_raw_fd()]
     }
 
     fn statistics(&self) -> PortStatistics {

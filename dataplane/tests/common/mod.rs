@@ -280,8 +280,8 @@ impl Port<HeapMemory> for OddPort {
         self.port.recycle(memory);
     }
 
-    fn descriptor(&self) -> Option<RawFd> {
-        None
+    fn descriptors(&self) -> Vec<RawFd> {
+        Vec::new()
     }
 
     fn statistics(&self) -> PortStatistics {

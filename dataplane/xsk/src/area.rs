@@ -74,8 +74,8 @@ impl Owner {
     }
 }
 
-/// Ports that one area can have at a time.
-const PORTS: usize = 64;
+/// Ports that one area can have at a time: what is left of an [`Owner`]'s byte.
+const PORTS: usize = 254;
 
 /// The part of an area that its sockets share.
 #[derive(Debug)]

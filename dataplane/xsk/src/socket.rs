@@ -2,11 +2,12 @@
 //!
 //! A socket has four rings: empty frames go to the kernel in the fill ring and
 //! come back filled in the receive ring; full frames go out in the transmit
-//! ring and come back in the completion ring. Each socket registers the area
-//! as UMEM of its own, so that the sockets of one worker can differ in mode:
-//! `XDP_SHARED_UMEM` would force the second device into the first one's mode,
-//! and a veth never has zero copy. The price is that the pages count against
-//! the memlock limit once per socket.
+//! ring and come back in the completion ring. The sockets that a worker has on
+//! queues of one device share one UMEM ([`Socket::beside`]). On another device
+//! the area is registered once more, so that devices can differ in mode:
+//! `XDP_SHARED_UMEM` would force the second one into the first one's mode, and
+//! a veth never has zero copy. The price is that the pages count against the
+//! memlock limit once per device.
 //!
 //! A socket always asks for wake-up flags (`XDP_USE_NEED_WAKEUP`), and makes a
 //! system call only where the kernel wants one. In copy mode that call sends the
@@ -20,7 +21,7 @@
 use std::cell::Cell;
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use crate::area::{Area, Descriptor, PortId, Shared};
@@ -188,9 +189,40 @@ impl Socket {
         mode: Mode,
         config: &SocketConfig,
     ) -> Result<Self, SocketError> {
+        Self::open(area, ifindex, queue, mode, config, None)
+    }
+
+    /// Binds a socket to another queue of the same device, in the same mode.
+    /// The kernel has the area once for both, but each has rings of its own.
+    /// `area` must be the one that this socket was bound with. Either may be
+    /// closed first.
+    ///
+    /// # Errors
+    /// As [`bind`](Self::bind). Kernels before 5.10 can't do it.
+    pub fn beside(
+        &self,
+        area: &Area,
+        queue: u32,
+        config: &SocketConfig,
+    ) -> Result<Self, SocketError> {
+        if !area.is(&self.shared) {
+            return Err(SocketError::OtherArea);
+        }
+        let beside = Some(self.socket.as_fd());
+        Self::open(area, self.ifindex, queue, self.mode, config, beside)
+    }
+
+    fn open(
+        area: &Area,
+        ifindex: u32,
+        queue: u32,
+        mode: Mode,
+        config: &SocketConfig,
+        beside: Option<BorrowedFd<'_>>,
+    ) -> Result<Self, SocketError> {
         let shared = area.shared().clone();
         let port = shared.register().ok_or(SocketError::TooManySockets)?;
-        match bind::open(area, ifindex, queue, mode, config) {
+        match bind::open(area, ifindex, queue, mode, config, beside) {
             Ok(Parts { socket, receive, transmit, fill, completion, zero_copy, budget }) => {
                 let mode = match (zero_copy, mode) {
                     (true, _) => Mode::NativeZeroCopy,

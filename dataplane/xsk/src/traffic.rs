@@ -65,6 +65,9 @@ pub struct SourceConfig {
     pub stamp_at: u16,
     /// Number of flows, a power of two up to [`MOST_FLOWS`]; they take turns.
     pub flows: u32,
+    /// Number of its first flow, a multiple of `flows`: several sources may each
+    /// have their own.
+    pub first: u32,
     /// Offset of the UDP source port.
     pub port_at: u16,
     /// Offsets of the last bytes of source and destination address, which must
@@ -123,7 +126,8 @@ impl Source {
     /// is missing, or the kernel refuses the program.
     pub fn new(ifindex: u32, config: &SourceConfig) -> Result<Self, GeneratorError> {
         let flows = config.flows;
-        if !flows.is_power_of_two() || flows > MOST_FLOWS {
+        let possible = flows.is_power_of_two() && config.first.is_multiple_of(flows);
+        if !possible || config.first.checked_add(flows).is_none_or(|end| end > MOST_FLOWS) {
             return Err(GeneratorError::Flows { flows, most: MOST_FLOWS });
         }
         let needed = [config.stamp_at + 15, config.port_at + 1, config.pair_at.0, config.pair_at.1];
@@ -287,6 +291,7 @@ fn source(ifindex: u32, config: &SourceConfig, state: &Map) -> Result<Assembler,
     program.store(Size::Double, R6, stamp_at + 8, R9);
     // R4: the flow; its low bits choose the pair, the others the port.
     program.compute(Operation::And, R4, config.flows as i32 - 1);
+    program.compute(Operation::Or, R4, config.first as i32);
     program.set(R3, R4);
     program.compute(Operation::And, R3, PAIRS as i32 - 1);
     for (at, operation) in

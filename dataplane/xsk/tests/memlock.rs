@@ -13,7 +13,7 @@ const LIMIT: u64 = 256 << 10;
 #[test]
 fn an_area_over_the_limit_is_refused_with_the_remedy() {
     in_namespace(|| {
-        let (_, a1) = veth("a0", "a1");
+        let (_, a1) = veth_of(2, "a0", "a1");
         let limit = libc::rlimit { rlim_cur: LIMIT / 2, rlim_max: LIMIT };
         // SAFETY: `limit` is valid for reading.
         let set = unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) };
@@ -28,6 +28,11 @@ fn an_area_over_the_limit_is_refused_with_the_remedy() {
         assert_eq!((bytes, limit), (1 << 20, Limit::Bytes(LIMIT)));
         let text = error.to_string();
         assert!(text.contains("262144 bytes") && text.contains("LimitMEMLOCK"), "{text}");
-        bind(&Area::new(64, 2048).unwrap()).expect("a small area is within the limit");
+        // More than half of it, so that it can be there only once.
+        let small = Area::new(96, 2048).unwrap();
+        let first = bind(&small).expect("a small area is within the limit");
+        let again = Socket::bind(&small, a1, 1, Mode::NativeCopy, &small_rings());
+        assert!(matches!(again, Err(SocketError::Memlock { .. })), "{again:?}");
+        first.beside(&small, 1, &small_rings()).expect("shares the first one's memory");
     });
 }

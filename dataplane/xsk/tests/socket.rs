@@ -7,7 +7,9 @@ use std::os::fd::AsRawFd;
 
 use support::*;
 use tieline_xsk::area::{Area, Descriptor};
+use tieline_xsk::filter::{Filter, FilterConfig, Link};
 use tieline_xsk::generator::{Generator, GeneratorError, Sink, Vary};
+use tieline_xsk::hint;
 use tieline_xsk::socket::{Mode, Socket, SocketConfig, SocketError};
 
 /// Frames come in on one veth and go out on the other with 14 bytes pushed
@@ -75,6 +77,96 @@ fn frames_cross_two_sockets_in_place_in_native_copy_mode() {
 #[test]
 fn frames_cross_two_sockets_in_place_in_generic_mode() {
     forward(Mode::Generic);
+}
+
+/// Two queues of a device share the memory: what comes by either leaves by the
+/// other in place, and each lasts without the other.
+#[test]
+fn queues_of_a_device_share_memory() {
+    in_namespace(|| {
+        let (a0, a1) = veth_of(2, "a0", "a1");
+        let mut ends: Vec<_> = [a0, a1].into_iter().map(Ends::open).collect();
+        let mut near = ends.pop().unwrap();
+        let mut far = ends.pop().unwrap();
+        for (from, to) in [(0, 1), (1, 0)] {
+            far.send(from, &numbered(from as u8));
+            let frame = near.receive(from);
+            assert_eq!(near.sockets[to].send(&mut near.area, [frame].into_iter()), 1);
+            near.sockets[to].wake();
+            let back = far.receive(to);
+            assert_eq!(take(&mut far.area, back), numbered(from as u8));
+            eventually("the chunk is free again", || {
+                near.sockets[to].reclaim(&mut near.area);
+                near.sockets[to].statistics().sent == 1
+            });
+        }
+        let other = Area::new(64, 2048).unwrap();
+        let error = near.sockets[0].beside(&other, 0, &small_rings()).unwrap_err();
+        assert!(matches!(error, SocketError::OtherArea), "{error}");
+        let error = near.sockets[0].beside(&near.area, 1, &small_rings()).unwrap_err();
+        assert!(matches!(error, SocketError::Busy { queue: 1, .. }), "{error}");
+        let error = near.sockets[0].beside(&near.area, 2, &small_rings()).unwrap_err();
+        assert!(matches!(error, SocketError::Mode { queue: 2, .. }), "{error}");
+
+        // The one that registered the memory goes first.
+        let lent = near.area.lent();
+        let first = near.sockets.remove(0);
+        let returned = first.close(&mut near.area);
+        assert!(returned > 0 && returned < lent, "{returned} of {lent}");
+        far.send(1, &numbered(7));
+        let frame = near.receive(0);
+        assert_eq!(take(&mut near.area, frame), numbered(7));
+        let second = near.sockets.remove(0);
+        second.close(&mut near.area);
+        assert_eq!(near.area.free(), near.area.chunks());
+    });
+}
+
+/// A socket for each of two queues of a device.
+struct Ends {
+    area: Area,
+    sockets: Vec<Socket>,
+    _filter: Filter,
+    _link: Link,
+}
+
+impl Ends {
+    fn open(ifindex: u32) -> Self {
+        let mode = Mode::NativeCopy;
+        let mut area = Area::new(512, 2048).unwrap();
+        let mut filter = Filter::gateway(&FilterConfig { queues: 2, ..CONFIG }).unwrap();
+        let link = filter.attach(ifindex, mode.native()).unwrap();
+        let first = Socket::bind(&area, ifindex, 0, mode, &small_rings()).unwrap();
+        let second = first.beside(&area, 1, &small_rings()).unwrap();
+        assert_eq!((second.mode(), second.queue()), (mode, (ifindex, 1)));
+        let mut sockets = vec![first, second];
+        for (queue, socket) in (0..).zip(&mut sockets) {
+            filter.set_socket(queue, socket).unwrap();
+            filter.heartbeat(queue).beat(hint::monotonic_ns());
+            socket.refill(&mut area);
+        }
+        Self { area, sockets, _filter: filter, _link: link }
+    }
+
+    fn send(&mut self, at: usize, frame: &[u8]) {
+        let frame = put(&mut self.area, frame);
+        assert_eq!(self.sockets[at].send(&mut self.area, [frame].into_iter()), 1);
+        self.sockets[at].wake();
+    }
+
+    /// The next frame at this socket; the others must have none.
+    fn receive(&mut self, at: usize) -> Descriptor {
+        let mut frames = Vec::new();
+        eventually("a frame", || {
+            for (number, socket) in self.sockets.iter_mut().enumerate() {
+                let received = socket.receive(&mut self.area, 8, |frame| frames.push(frame));
+                assert!(number == at || received == 0, "a frame at socket {number}, not {at}");
+            }
+            !frames.is_empty()
+        });
+        assert_eq!(frames.len(), 1);
+        frames[0]
+    }
 }
 
 #[test]

@@ -23,7 +23,7 @@ fn config(flows: u32) -> SourceConfig {
         .copy_from_slice(&[0x45, 0, 0, 52, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 200]);
     frame[34..42].copy_from_slice(&[0, 0, 0x12, 0x34, 0, 32, 0, 0]);
     frame.extend(PATTERN);
-    SourceConfig { frame, stamp_at: STAMP_AT, flows, port_at: 34, pair_at: (29, 33) }
+    SourceConfig { frame, stamp_at: STAMP_AT, flows, first: 0, port_at: 34, pair_at: (29, 33) }
 }
 
 fn checks(expected: Vec<(u16, [u8; 4])>) -> CheckConfig {
@@ -106,21 +106,25 @@ fn flows_take_turns_and_the_ip_checksum_stays_what_it_was() {
         let (a0, a1) = veth("a0", "a1");
         let mut area = Area::new(512, 2048).unwrap();
         let mut tap = Tap::open(&mut area, a1, Mode::NativeCopy);
-        let source = Source::new(a0, &config(64)).unwrap();
-        source.run(&Run { packets: 60, ..RUN }).unwrap();
         let (mut flows, mut sums, mut count) = (BTreeSet::new(), BTreeSet::new(), 0);
-        eventually("all packets", || {
-            let mut frames = Vec::new();
-            count += tap.socket.receive(&mut area, 64, |frame| frames.push(frame));
-            for frame in frames {
-                let bytes = take(&mut area, frame);
-                flows.insert([&bytes[26..34], &bytes[34..36]].concat());
-                let words = bytes[26..34].chunks(2);
-                sums.insert(words.map(|w| u32::from(w[0]) << 8 | u32::from(w[1])).sum::<u32>());
-            }
-            count == 60
-        });
-        assert_eq!((flows.len(), sums.len()), (60, 1));
+        // Two halves of 64 flows; each begins anew after its last one.
+        for (first, packets, all) in [(0, 32, 32), (32, 40, 72)] {
+            let source = Source::new(a0, &SourceConfig { first, ..config(32) }).unwrap();
+            source.run(&Run { packets, ..RUN }).unwrap();
+            eventually("all packets", || {
+                let mut frames = Vec::new();
+                count += tap.socket.receive(&mut area, 64, |frame| frames.push(frame));
+                tap.socket.refill(&mut area);
+                for frame in frames {
+                    let bytes = take(&mut area, frame);
+                    flows.insert([&bytes[26..34], &bytes[34..36]].concat());
+                    let words = bytes[26..34].chunks(2);
+                    sums.insert(words.map(|w| u32::from(w[0]) << 8 | u32::from(w[1])).sum::<u32>());
+                }
+                count == all
+            });
+        }
+        assert_eq!((flows.len(), sums.len()), (64, 1));
     });
 }
 
@@ -130,6 +134,8 @@ fn impossible_streams_are_refused() {
         let (a0, _) = veth("a0", "a1");
         let error = Source::new(a0, &config(12)).unwrap_err();
         assert!(matches!(error, GeneratorError::Flows { flows: 12, .. }), "{error}");
+        let odd = Source::new(a0, &SourceConfig { first: 16, ..config(32) }).unwrap_err();
+        assert!(matches!(odd, GeneratorError::Flows { flows: 32, .. }), "{odd}");
         let short = SourceConfig { stamp_at: 60, ..config(1) };
         let error = Source::new(a0, &short).unwrap_err();
         assert!(matches!(error, GeneratorError::Short { at: 75 }), "{error}");

@@ -18,12 +18,14 @@ pub(crate) struct Kernel {
     pub(crate) rules: Option<u32>,
     /// Pods of the remote node that are known beside those that take part.
     pub(crate) endpoints: u32,
+    /// CPUs that its packets are spread over.
+    pub(crate) cpus: u32,
 }
 
 impl Kernel {
     /// Without more pods.
     pub(crate) const fn new(rules: Option<u32>) -> Self {
-        Self { rules, endpoints: 0 }
+        Self { rules, endpoints: 0, cpus: 1 }
     }
 }
 
@@ -43,6 +45,10 @@ impl Subject for Kernel {
                  rules on ports, of which the last allows"
             ),
         }
+    }
+
+    fn cpus(&self) -> u32 {
+        self.cpus
     }
 
     fn set_up<'a>(&self, bed: &'a Bed, needs: Needs) -> anyhow::Result<Box<dyn Running + 'a>> {

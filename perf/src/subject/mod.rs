@@ -56,6 +56,11 @@ pub(crate) trait Subject {
     /// What it is, for people who have not seen the code.
     fn about(&self) -> String;
 
+    /// CPUs that it has for itself.
+    fn cpus(&self) -> u32 {
+        1
+    }
+
     /// Brings it up.
     ///
     /// # Errors

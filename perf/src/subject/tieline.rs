@@ -56,6 +56,8 @@ pub(crate) struct Tieline {
     pub(crate) rules: Option<u32>,
     /// `underlay.mode`.
     pub(crate) mode: &'static str,
+    /// Workers, each on a CPU of its own.
+    pub(crate) workers: u32,
     /// `workers.batch`.
     pub(crate) batch: u32,
     /// `workers.idle`.
@@ -72,6 +74,7 @@ impl Tieline {
             way: Way::Gateway,
             rules: Some(100),
             mode: "native-copy",
+            workers: 1,
             batch: 64,
             idle: "adaptive",
             endpoints: 0,
@@ -121,6 +124,10 @@ impl Subject for Tieline {
         )
     }
 
+    fn cpus(&self) -> u32 {
+        self.workers
+    }
+
     fn set_up<'a>(&self, bed: &'a Bed, needs: Needs) -> anyhow::Result<Box<dyn Running + 'a>> {
         self.program.check()?;
         if self.way == Way::Node {
@@ -140,7 +147,7 @@ impl Subject for Tieline {
             dir.join("local").display(),
             dir.join("remote").display(),
             self.mode,
-            bed.cpus.router,
+            list(&bed.router_cpus()),
             self.idle,
             self.batch,
             socket.display(),
@@ -334,9 +341,14 @@ fn egress(action: &str, what: &str) -> String {
     format!("  - {{action: {action}, protocol: {what}}}\n")
 }
 
+/// CPUs as a list.
+fn list(cpus: &[usize]) -> String {
+    cpus.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+}
+
 fn start(bed: &Bed, program: &Program, config: &Path) -> anyhow::Result<Process> {
     // This program keeps to the traffic's CPU, and the daemon would inherit that.
-    let cpus = format!("{},{}", bed.cpus.traffic, bed.cpus.router);
+    let cpus = format!("{},{}", bed.cpus.traffic, list(&bed.router_cpus()));
     let mut command = Command::new("taskset");
     command.args(["--cpu-list", &cpus]).arg(&program.0);
     command.arg("run").arg("--config").arg(config);

@@ -9,13 +9,14 @@ pub struct End<'a> {
     netns: &'a Netns,
     device: String,
     mac: Option<String>,
+    queues: Option<u32>,
     addresses: Vec<String>,
 }
 
 impl<'a> End<'a> {
     /// The end that is called `device` in `netns`.
     pub fn new(netns: &'a Netns, device: &str) -> Self {
-        Self { netns, device: device.to_owned(), mac: None, addresses: Vec::new() }
+        Self { netns, device: device.to_owned(), mac: None, queues: None, addresses: Vec::new() }
     }
 
     /// Adds an address with its prefix length, `10.0.0.1/24` or `fd00::1/64`.
@@ -30,9 +31,17 @@ impl<'a> End<'a> {
         self
     }
 
+    /// Gives a veth so many queues each way; one without this.
+    pub fn queues(mut self, queues: u32) -> Self {
+        self.queues = Some(queues);
+        self
+    }
+
     fn link_words(&self, mtu: u32) -> String {
         let mac = self.mac.as_ref().map(|mac| format!(" address {mac}")).unwrap_or_default();
-        format!("{} mtu {mtu}{mac}", self.device)
+        let queues =
+            self.queues.map(|queues| format!(" numrxqueues {queues} numtxqueues {queues}"));
+        format!("{} mtu {mtu}{mac}{}", self.device, queues.unwrap_or_default())
     }
 
     /// Makes a device of the caller's own namespace this end and brings it up.

@@ -29,6 +29,7 @@ const BLOCK_LEN: u32 = 64;
 pub struct Underlay {
     router: Netns,
     mtu: u32,
+    queues: u32,
     segments: Vec<Members>,
 }
 
@@ -72,7 +73,12 @@ impl Underlay {
     pub fn new(lab: &Lab, mtu: u32) -> Result<Self> {
         let router = lab.netns("router")?;
         forward(&router)?;
-        Ok(Self { router, mtu, segments: Vec::new() })
+        Ok(Self { router, mtu, queues: 1, segments: Vec::new() })
+    }
+
+    /// From now on, devices have so many queues.
+    pub fn set_queues(&mut self, queues: u32) {
+        self.queues = queues;
     }
 
     /// The router's namespace.
@@ -126,7 +132,8 @@ impl Underlay {
             let device = devices.pop_front().ok_or(Error::Devices(id))?;
             end.adopt(&device, self.mtu)?;
         } else {
-            veth(self.mtu, &end, &End::new(&self.router, &port))?;
+            let far = End::new(&self.router, &port).queues(self.queues);
+            veth(self.mtu, &end.queues(self.queues), &far)?;
             self.router.ip([format!("link set {port} master br{id}")])?;
         }
         // Where there is no router the routes are still needed: without a way

@@ -75,9 +75,12 @@ pub enum SocketError {
         /// What was asked for.
         size: u32,
     },
-    /// An area serves at most 64 sockets.
+    /// An area serves at most 254 sockets.
     #[error("the area has too many sockets already")]
     TooManySockets,
+    /// Sockets on one device share their memory only if it is the same area.
+    #[error("a socket can't be bound beside one that uses another area")]
+    OtherArea,
     /// Anything else.
     #[error("{step}: {source}")]
     System {
@@ -106,12 +109,15 @@ pub(super) struct Parts {
     pub(super) budget: u32,
 }
 
+/// With `beside`, the memory is not registered once more, but that socket's is
+/// shared.
 pub(super) fn open(
     area: &Area,
     ifindex: u32,
     queue: u32,
     mode: Mode,
     config: &SocketConfig,
+    beside: Option<BorrowedFd<'_>>,
 ) -> Result<Parts, SocketError> {
     let rings = [
         (libc::XDP_UMEM_FILL_RING, config.fill),
@@ -126,7 +132,9 @@ pub(super) fn open(
     }
     let socket = new_socket()?;
     let fd = socket.as_fd();
-    register(fd, area)?;
+    if beside.is_none() {
+        register(fd, area)?;
+    }
     for (ring, size) in rings {
         sys::set_option(fd, libc::SOL_XDP, ring, &size).map_err(failed("making a ring"))?;
     }
@@ -143,7 +151,7 @@ pub(super) fn open(
     let transmit = Mapped::new(fd, config.transmit, libc::XDP_PGOFF_TX_RING, &layout.tx)
         .map_err(failed("mapping the transmit ring"))?;
     let budget = raise_budget(fd, config.transmit);
-    bind(fd, ifindex, queue, mode)?;
+    bind(fd, ifindex, queue, mode, beside)?;
     let options: libc::xdp_options = sys::get_option(fd, libc::SOL_XDP, libc::XDP_OPTIONS)
         .map_err(failed("reading the mode back"))?;
     Ok(Parts {
@@ -197,14 +205,32 @@ fn raise_budget(socket: BorrowedFd<'_>, ring: u32) -> u32 {
     }
 }
 
-fn bind(socket: BorrowedFd<'_>, ifindex: u32, queue: u32, mode: Mode) -> Result<(), SocketError> {
+fn bind(
+    socket: BorrowedFd<'_>,
+    ifindex: u32,
+    queue: u32,
+    mode: Mode,
+    beside: Option<BorrowedFd<'_>>,
+) -> Result<(), SocketError> {
     let copying = match mode {
         Mode::NativeZeroCopy => libc::XDP_ZEROCOPY,
         Mode::NativeCopy | Mode::Generic => libc::XDP_COPY,
     };
+    let (flags, shared) = match beside {
+        // The rest is as it is for the other socket, and must not be said.
+        Some(other) => (libc::XDP_SHARED_UMEM, other.as_raw_fd() as u32),
+        None => (copying | libc::XDP_USE_NEED_WAKEUP, 0),
+    };
+    let address = libc::sockaddr_xdp {
+        sxdp_family: libc::AF_XDP as u16,
+        sxdp_flags: flags,
+        sxdp_ifindex: ifindex,
+        sxdp_queue_id: queue,
+        sxdp_shared_umem_fd: shared,
+    };
     let started = Instant::now();
     loop {
-        let source = match bind_call(socket, ifindex, queue, copying | libc::XDP_USE_NEED_WAKEUP) {
+        let source = match bind_call(socket, &address) {
             Ok(()) => return Ok(()),
             Err(source) => source,
         };
@@ -219,16 +245,9 @@ fn bind(socket: BorrowedFd<'_>, ifindex: u32, queue: u32, mode: Mode) -> Result<
     }
 }
 
-fn bind_call(socket: BorrowedFd<'_>, ifindex: u32, queue: u32, flags: u16) -> io::Result<()> {
-    let address = libc::sockaddr_xdp {
-        sxdp_family: libc::AF_XDP as u16,
-        sxdp_flags: flags,
-        sxdp_ifindex: ifindex,
-        sxdp_queue_id: queue,
-        sxdp_shared_umem_fd: 0,
-    };
+fn bind_call(socket: BorrowedFd<'_>, address: &libc::sockaddr_xdp) -> io::Result<()> {
     let length = size_of::<libc::sockaddr_xdp>() as libc::socklen_t;
-    let pointer = (&raw const address).cast();
+    let pointer = (&raw const *address).cast();
     // SAFETY: `pointer` is valid for reading `length` bytes.
     sys::check(unsafe { libc::bind(socket.as_raw_fd(), pointer, length) })?;
     Ok(())
@@ -243,7 +262,7 @@ pub(super) fn wait_until_free(ifindex: u32, queue: u32) -> bool {
         let area = Area::new(2, crate::area::MIN_CHUNK_SIZE)
             .map_err(|error| failed("probing a queue")(io::Error::other(error)))?;
         let config = SocketConfig { fill: 1, receive: 1, transmit: 1, completion: 1 };
-        open(&area, ifindex, queue, Mode::Generic, &config).map(drop)
+        open(&area, ifindex, queue, Mode::Generic, &config, None).map(drop)
     };
     // A queue that has gone, alone or with its device, has let go as well.
     matches!(probe(), Ok(()) | Err(SocketError::NoDevice { .. } | SocketError::Mode { .. }))

@@ -54,7 +54,13 @@ pub(crate) fn ip(arguments: &str) {
 
 /// A veth pair, both ends up.
 pub(crate) fn veth(one: &str, other: &str) -> (u32, u32) {
-    ip(&format!("link add {one} type veth peer name {other}"));
+    veth_of(1, one, other)
+}
+
+/// The same with a number of queues.
+pub(crate) fn veth_of(queues: u32, one: &str, other: &str) -> (u32, u32) {
+    let queues = format!("numrxqueues {queues} numtxqueues {queues}");
+    ip(&format!("link add {one} {queues} type veth peer name {other} {queues}"));
     for end in [one, other] {
         let setting = format!("/proc/sys/net/ipv6/conf/{end}/disable_ipv6");
         // Keeps the kernel from sending frames of its own. /proc/sys/net is
