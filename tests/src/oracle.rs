@@ -47,7 +47,7 @@ impl Oracle<'_> {
 
         'tiers: for tier in &self.policies.tiers {
             let mut any_applies = false;
-            for policy in tier.policies.iter().filter(|policy| !policy.staged) {
+            for policy in tier.policies.values().filter(|policy| !policy.staged) {
                 let selected = endpoints.iter().any(|owner| policy.selector.matches(&owner.labels));
                 let Some(rules) = rules(policy, direction).filter(|_| selected) else { continue };
                 any_applies = true;
@@ -121,7 +121,7 @@ impl Oracle<'_> {
                 }
         };
         let service_matches = |name| {
-            let endpoints = self.policies.services.get(name).into_iter().flatten();
+            let endpoints = self.policies.services.get(name).into_iter().flat_map(|all| all.iter());
             let mut here = endpoints.filter(|endpoint| Addr::from(endpoint.address) == addr);
             here.any(|endpoint| !is_destination || endpoint.port == Some((protocol, port)))
         };

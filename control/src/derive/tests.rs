@@ -43,7 +43,7 @@ fn edit() -> impl Strategy<Value = Edit> {
     let small = || 0u8..4;
     let some = || prop::option::weighted(0.8, 0u8..4);
     prop_oneof![
-        12 => (cluster(), 0u8..3, 0u8..6, prop::option::weighted(0.8, (small(), 0u8..12, small(), 0u8..2)))
+        12 => (cluster(), 0u8..3, 0u8..6, prop::option::weighted(0.8, (small(), 0u8..12, small(), 0u8..3)))
             .prop_map(|(cluster, namespace, name, pod)| Edit::Pod { cluster, namespace, name, pod }),
         3 => (cluster(), 0u8..3, some())
             .prop_map(|(cluster, name, labels)| Edit::Namespace { cluster, name, labels }),
@@ -58,7 +58,7 @@ fn edit() -> impl Strategy<Value = Edit> {
             .prop_map(|(cluster, name, variant)| Edit::Pool { cluster, name, variant }),
         3 => (cluster(), small(), prop::option::weighted(0.8, (0u8..3, small())))
             .prop_map(|(cluster, at, block)| Edit::Block { cluster, at, block }),
-        5 => (0..policies(0).len(), some()).prop_map(|(at, variant)| Edit::Policy { at, variant }),
+        12 => (0..policies(0).len(), some()).prop_map(|(at, variant)| Edit::Policy { at, variant }),
         1 => (1usize..3, prop::option::weighted(0.8, any::<bool>()))
             .prop_map(|(cluster, counts)| Edit::Remote { cluster, counts }),
         1 => select(vec![
@@ -100,7 +100,11 @@ fn named(namespace: u8, name: &str) -> ObjectName {
 /// Objects that only policy reads; the variant changes what they say.
 fn policies(variant: u8) -> Vec<(PolicyKind, Value)> {
     let ns = format!("ns{}", variant % 2);
-    let app = ["web", "api", "none", "web"][usize::from(variant % 4)];
+    let at = usize::from(variant % 4);
+    let app = ["web", "api", "none", "web"][at];
+    let order = [10, 10, 2_000_000, 20][at];
+    let chosen = ["all()", "app == 'web'", "nobody == 'here'", "has(app)"][at];
+    let (tier, port) = (if at == 3 { "early" } else { "default" }, ["http", "other"][at % 2]);
     let meta = |name: &str| json!({"name": name});
     let own = |name: &str| json!({"name": name, "namespace": ns});
     let calico = |kind: &str, meta: Value, spec: Value| json!({"apiVersion": "projectcalico.org/v3", "kind": kind, "metadata": meta, "spec": spec});
@@ -143,7 +147,8 @@ fn policies(variant: u8) -> Vec<(PolicyKind, Value)> {
                 "Tier",
                 meta("early"),
                 json!({
-                    "order": 10, "defaultAction": if variant == 0 { "Pass" } else { "Deny" },
+                    "order": order,
+                    "defaultAction": if variant == 0 { "Pass" } else { "Deny" },
                 }),
             ),
         ),
@@ -180,6 +185,33 @@ fn policies(variant: u8) -> Vec<(PolicyKind, Value)> {
                     "selector": "tier == 'back'", "types": ["Egress"],
                     "egress": [{"action": "Allow", "protocol": "TCP",
                         "destination": {"services": {"name": "svc", "namespace": "ns0"}}}],
+                }),
+            ),
+        ),
+        // Of one tier or the other, before or after the one of the same tier.
+        global(
+            &format!("{tier}.e"),
+            json!({
+                "tier": tier, "order": 2,
+                "selector": chosen,
+                "types": ["Ingress", "Egress"],
+                "ingress": [{"action": "Pass", "protocol": "TCP",
+                    "source": {"selector": format!("app == '{app}'")},
+                    "destination": {"selector": "tier == 'back'", "ports": ["http"]}},
+                    {"action": "Deny", "protocol": "UDP"}],
+                "egress": [{"action": "Deny", "protocol": "TCP",
+                    "destination": {"ports": [port]}},
+                    {"action": "Allow", "protocol": "TCP",
+                        "destination": {"selector": format!("has(app) && tier != '{app}'"), "notPorts": ["http"]}}],
+            }),
+        ),
+        (
+            PolicyKind::StagedGlobalNetworkPolicy,
+            calico(
+                "StagedGlobalNetworkPolicy",
+                meta("default.f"),
+                json!({
+                    "selector": "all()", "types": ["Ingress"], "ingress": [{"action": "Deny"}],
                 }),
             ),
         ),
@@ -261,8 +293,13 @@ impl Lab {
                     }
                     .into(),
                     addresses: addresses(cluster, at).into(),
-                    ports: (0..port)
-                        .map(|_| NamedPort { name: "http".into(), protocol: 6, port: 80 })
+                    ports: (port > 0)
+                        .then(|| NamedPort {
+                            name: "http".into(),
+                            protocol: 6,
+                            port: 79 + u16::from(port),
+                        })
+                        .into_iter()
                         .collect(),
                 });
                 let name = named(namespace, &format!("p{name}"));

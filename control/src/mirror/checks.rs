@@ -60,7 +60,7 @@ pub fn named_ports(derived: &Derived) -> Vec<Condition> {
     if remote.is_empty() {
         return Vec::new();
     }
-    let policies = derived.policies.tiers.iter().flat_map(|tier| &tier.policies);
+    let policies = derived.policies.tiers.iter().flat_map(|tier| tier.policies.values());
     let policies = policies.filter(|policy| !policy.staged);
     policies.filter_map(|policy| named_port(policy, &remote)).collect()
 }

@@ -4,7 +4,7 @@
 //! Resources of all kinds become this one model ([`super::convert`]); nothing
 //! downstream knows which kind a rule came from but to name it.
 
-use std::collections::BTreeMap;
+use std::cmp::Ordering;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -12,17 +12,19 @@ use std::sync::Arc;
 use tieline_dataplane::addr::Prefix;
 
 use super::selector::Selector;
+use crate::map::Map;
 use crate::state::{Condition, ObjectName};
 
-/// All policies in force, in order of precedence.
+/// All policies in force, in order of precedence. What two sets have in common
+/// they share, so that finding what differs costs no more than that.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PolicySet {
-    /// Tiers, first evaluated first.
+    /// Tiers, first evaluated first; no two have the same name.
     pub tiers: Vec<Tier>,
     /// The endpoints of the services that rules name.
-    pub services: BTreeMap<ObjectName, Vec<ServiceEndpoint>>,
+    pub services: Map<ObjectName, Arc<[ServiceEndpoint]>>,
     /// What can't be enforced as it is written.
-    pub conditions: Vec<Condition>,
+    pub conditions: Arc<[Condition]>,
 }
 
 /// A tier.
@@ -34,8 +36,51 @@ pub struct Tier {
     /// rule decided.
     pub default_action: TierAction,
     /// Its policies, first evaluated first; staged ones included.
-    pub policies: Vec<Arc<Policy>>,
+    pub policies: Map<Rank, Arc<Policy>>,
 }
+
+impl Tier {
+    /// A tier with these policies in this order.
+    pub fn new(
+        name: impl Into<String>,
+        default_action: TierAction,
+        policies: impl IntoIterator<Item = Policy>,
+    ) -> Self {
+        let ranked = (0u32..)
+            .zip(policies)
+            .map(|(at, policy)| (Rank { order: at.into(), tie: "".into() }, Arc::new(policy)));
+        Self { name: name.into(), default_action, policies: ranked.collect() }
+    }
+}
+
+/// The place of a policy in its tier.
+#[derive(Clone, Debug)]
+pub struct Rank {
+    /// Infinite when the policy gives none.
+    pub order: f64,
+    /// What decides between equal orders.
+    pub tie: Arc<str>,
+}
+
+impl Ord for Rank {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.order.total_cmp(&other.order).then_with(|| self.tie.cmp(&other.tie))
+    }
+}
+
+impl PartialOrd for Rank {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Rank {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Rank {}
 
 /// A tier's default action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,7 +111,7 @@ pub enum PolicySource {
 }
 
 /// A policy.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
     /// The kind of resource that it came from.
     pub source: PolicySource,
@@ -98,7 +143,7 @@ pub enum Action {
 }
 
 /// A rule: it matches when every condition does.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
     /// Place, from 0, of the rule in its resource's own list for the direction.
     /// Several rules of the model may come from one, and one may leave none.
@@ -134,7 +179,7 @@ pub struct Icmp {
 }
 
 /// Conditions on one end of a packet.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Entity {
     /// One of these must hold the address; empty matches all.
     pub nets: Vec<Prefix>,

@@ -41,17 +41,15 @@ fn select(text: &str) -> Entity {
 
 /// A tier of policies that select everything, each with these rules both ways.
 fn tier(name: &str, default_action: TierAction, policies: &[&[Rule]]) -> Tier {
-    let policies = policies.iter().enumerate().map(|(at, rules)| {
-        Arc::new(Policy {
-            source: PolicySource::GlobalNetworkPolicy,
-            name: ObjectName { namespace: String::new(), name: format!("p{at}") },
-            staged: false,
-            selector: Selector::all(),
-            ingress: Some(rules.to_vec()),
-            egress: Some(rules.to_vec()),
-        })
+    let policies = policies.iter().enumerate().map(|(at, rules)| Policy {
+        source: PolicySource::GlobalNetworkPolicy,
+        name: ObjectName { namespace: String::new(), name: format!("p{at}") },
+        staged: false,
+        selector: Selector::all(),
+        ingress: Some(rules.to_vec()),
+        egress: Some(rules.to_vec()),
     });
-    Tier { name: name.into(), default_action, policies: policies.collect() }
+    Tier::new(name, default_action, policies)
 }
 
 fn identity(kind: IdentityKind, net: &str, labels: &[(&str, &str)]) -> Identity {
@@ -115,7 +113,7 @@ impl Case {
                 Decision::Rule { tier, policy, index, .. } => {
                     let rules = self.policies.tiers.iter().find(|it| it.name == tier);
                     let found = rules.map(|it| &it.policies);
-                    let place = found.and_then(|all| all.iter().position(|it| it.name == policy));
+                    let place = found.and_then(|all| all.values().position(|it| it.name == policy));
                     let name: &'static str = if tier == "t" { "t" } else { "u" };
                     assert!(allow, "the cases' rules allow");
                     Says::Rule(name, place.expect("a policy"), index)
@@ -219,7 +217,7 @@ fn a_service_is_its_ports_as_destination_and_its_addresses_as_source() {
     let mut case = Case::new(vec![tier("t", TierAction::Deny, &[&[to], &[from]])], vec![]);
     let at = |host, port| ServiceEndpoint { address: [10, 0, 0, host].into(), port };
     let endpoints = vec![at(2, Some((TCP, 80))), at(2, Some((17, 53))), at(3, None)];
-    case.policies.services.insert(name.clone(), endpoints);
+    case.policies.services.insert(name.clone(), endpoints.into());
     case.says(Egress, "10.0.0.2", TCP, 80, &Says::Rule("t", 0, 0));
     case.says(Egress, "10.0.0.2", 17, 80, &Says::Tier("t"));
     case.says(Egress, "10.0.0.3", TCP, 80, &Says::Tier("t"));

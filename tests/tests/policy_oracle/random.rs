@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
+use tieline::map::Map;
 use tieline::policy::model::{
     Action, Entity, Icmp, Policy, PolicySet, PolicySource, PortMatch, Rule, ServiceEndpoint, Tier,
     TierAction,
@@ -202,14 +203,13 @@ fn tiers() -> impl Strategy<Value = Vec<Tier>> {
             for (number, policy) in policies.iter_mut().enumerate() {
                 policy.name.name = format!("p{number}");
             }
-            let policies = policies.into_iter().map(Arc::new).collect();
-            Tier { name: format!("t{at}"), default_action, policies }
+            Tier::new(format!("t{at}"), default_action, policies)
         });
         named.collect()
     })
 }
 
-fn services() -> impl Strategy<Value = BTreeMap<ObjectName, Vec<ServiceEndpoint>>> {
+fn services() -> impl Strategy<Value = Map<ObjectName, Arc<[ServiceEndpoint]>>> {
     let port = prop::option::weighted(0.9, (select(vec![6u8, 17]), port()));
     let endpoint = (address(), port).prop_map(|(address, port)| ServiceEndpoint { address, port });
     let some = prop::collection::vec((service_name(), endpoint), 0..6);
@@ -218,7 +218,7 @@ fn services() -> impl Strategy<Value = BTreeMap<ObjectName, Vec<ServiceEndpoint>
         for (name, endpoint) in all {
             services.entry(name).or_default().push(endpoint);
         }
-        services
+        services.into_iter().map(|(name, of)| (name, of.into())).collect()
     })
 }
 
@@ -226,7 +226,7 @@ pub(crate) fn policy_set() -> impl Strategy<Value = PolicySet> {
     (tiers(), services()).prop_map(|(tiers, services)| PolicySet {
         tiers,
         services,
-        conditions: Vec::new(),
+        conditions: Arc::default(),
     })
 }
 

@@ -29,6 +29,15 @@ pub(super) struct Atoms {
     pub(super) names: Interner<(Option<u32>, String)>,
 }
 
+/// How many questions there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Asked {
+    pub(super) selectors: u32,
+    pub(super) nets: u32,
+    pub(super) services: u32,
+    pub(super) names: u32,
+}
+
 /// The conditions on one end of a packet, with their questions' numbers.
 #[derive(Clone, Debug)]
 pub(super) struct BoundEntity {
@@ -115,6 +124,15 @@ pub(super) struct BoundRule {
 }
 
 impl Atoms {
+    pub(super) fn asked(&self) -> Asked {
+        Asked {
+            selectors: self.selectors.values().len() as u32,
+            nets: self.nets.values().len() as u32,
+            services: self.services.values().len() as u32,
+            names: self.names.values().len() as u32,
+        }
+    }
+
     /// A hash of what facts say, whatever the numbers of the questions.
     pub(super) fn content(&self, facts: &Facts, memory: &Memory) -> u64 {
         let selectors = facts.selectors.iter().map(|id| &self.selectors.values()[*id as usize]);

@@ -37,7 +37,8 @@ use std::sync::Arc;
 use tieline_dataplane::addr::{Addr, Prefix};
 use tieline_dataplane::tables::{ClassId, Endpoint, Endpoints, Policies};
 
-use self::numbers::Memory;
+use self::enforced::{Changes, Enforced};
+use self::numbers::{Memory, Tables};
 use self::plan::Plan;
 use self::population::Touched;
 use self::universe::Walk;
@@ -135,6 +136,7 @@ pub struct Compiler {
     /// Who has which address.
     pub population: Population,
     memory: Memory,
+    enforced: Enforced,
     policies: Arc<PolicySet>,
     plan: Option<Plan>,
     prefixes: BTreeMap<Prefix, ClassId>,
@@ -180,7 +182,8 @@ impl Compiler {
     /// last time.
     pub fn update(&mut self, policies: &Arc<PolicySet>) -> Compiled {
         let touched = self.population.changes();
-        if self.step(policies, &touched).is_none() {
+        let changes = self.enforced.follow(policies);
+        if self.step(policies, &changes, &touched).is_none() {
             self.rebuild(policies, &touched);
         }
         self.policies = policies.clone();
@@ -189,74 +192,85 @@ impl Compiler {
     }
 
     /// Compiles what has changed alone; `None` if that can't be done.
-    fn step(&mut self, policies: &Arc<PolicySet>, touched: &Touched) -> Option<()> {
-        let Self { population, memory, plan, compiled, .. } = self;
+    fn step(&mut self, policies: &PolicySet, changes: &Changes, touched: &Touched) -> Option<()> {
+        let Self { population, memory, enforced, plan, compiled, .. } = self;
         let plan = plan.as_mut()?;
-        if touched.nets || population.views.mostly_unused() || plan.is_bloated() {
+        let bloated = plan.is_bloated() || memory.is_bloated();
+        if touched.nets || population.views.mostly_unused() || bloated {
             return None;
         }
-        if !Arc::ptr_eq(policies, &self.policies) {
-            if policies.services != self.policies.services {
-                return None;
-            }
-            plan.keep_under(policies, population, memory)?;
+        let mut services = self.policies.services.diff(&policies.services);
+        if services.any(|(name, ..)| plan.asks_about(name)) {
+            return None;
         }
+        plan.follow(changes, enforced, population);
         for addr in &touched.addresses {
-            plan.know_locals(population.owners(*addr), population)?;
+            plan.know_locals(population.owners(*addr), enforced, population);
         }
-        let mut classes = Vec::with_capacity(touched.addresses.len());
-        for addr in &touched.addresses {
+        let mut addresses = plan.grow(enforced, population, memory)?;
+        addresses.extend(&touched.addresses);
+        addresses.sort_unstable();
+        addresses.dedup();
+        let mut classes = Vec::with_capacity(addresses.len());
+        for addr in &addresses {
             classes.push(plan.class(*addr, population.owners(*addr), population, memory));
         }
         plan.extend(memory);
-        for (addr, class) in touched.addresses.iter().zip(classes) {
+        let turned = plan.is_turned();
+        let locals = if turned { population.local_addresses() } else { Vec::new() };
+        for (addr, class) in addresses.iter().zip(classes) {
             let Some(known) = population.addresses.get_mut(addr) else {
                 compiled.endpoints.remove(*addr);
                 continue;
             };
             known.class = Some(class);
-            let policy = plan.policy(*addr, population.owners(*addr), population, memory);
-            let local = policy.is_some() || population.is_own(*addr);
-            put(&mut compiled.endpoints, *addr, Endpoint { class, policy, local });
+            if locals.binary_search(addr).is_err() {
+                let owners = population.owners(*addr);
+                let policy = plan.policy(*addr, owners, enforced, population, memory);
+                let local = policy.is_some() || population.is_own(*addr);
+                put(&mut compiled.endpoints, *addr, Endpoint { class, policy, local });
+            }
         }
-        if let Some(tables) = plan.changed_tables() {
-            compiled.policies = compiled.policies.extended(tables.iter().cloned());
+        let extended = plan.take_changed();
+        if turned {
+            let before = plan.renew_tables(memory);
+            self.judge(locals, &before);
+        }
+        let (Some(plan), compiled) = (&mut self.plan, &mut self.compiled) else { return None };
+        if extended {
+            compiled.policies = compiled.policies.extended(plan.tables().iter().cloned());
         }
         Some(())
     }
 
     /// Compiles everything.
-    fn rebuild(&mut self, policies: &Arc<PolicySet>, touched: &Touched) {
-        let Self { population, memory, compiled, .. } = self;
+    fn rebuild(&mut self, policies: &PolicySet, touched: &Touched) {
+        let Self { population, memory, enforced, compiled, .. } = self;
         memory.begin();
         population.views.retire();
         let before = self.plan.take().map(Plan::into_tables).unwrap_or_default();
-        let mut plan = Plan::new(policies, population, memory);
+        let mut plan = Plan::new(policies, enforced, population, memory);
         for addr in &touched.addresses {
             if !population.addresses.contains_key(addr) {
                 compiled.endpoints.remove(*addr);
             }
         }
-        let mut locals = Vec::new();
+        let locals = population.local_addresses();
+        let mut next_local = locals.iter().peekable();
         let mut addresses = std::mem::take(&mut population.addresses);
         let mut walk = Walk::default();
         for (addr, known) in &mut addresses {
             let class = plan.next_class(&mut walk, *addr, known.owners(), population, memory);
             let before = known.class.replace(class);
-            if known.owners().iter().any(|owner| population.views.is_local(*owner)) {
-                locals.push((*addr, class));
-            } else if before != Some(class) || touched.addresses.binary_search(addr).is_ok() {
+            if next_local.next_if_eq(&addr).is_none()
+                && (before != Some(class) || touched.addresses.binary_search(addr).is_ok())
+            {
                 let local = population.is_own(*addr);
                 put(&mut compiled.endpoints, *addr, Endpoint { class, policy: None, local });
             }
         }
         population.addresses = addresses;
         let prefixes = plan.prefixes(memory);
-        plan.start_tables();
-        for (addr, class) in locals {
-            let policy = plan.policy(addr, population.owners(addr), population, memory);
-            put(&mut compiled.endpoints, addr, Endpoint { class, policy, local: true });
-        }
         for prefix in self.prefixes.keys().filter(|prefix| !prefixes.contains_key(prefix)) {
             compiled.endpoints.remove_prefix(prefix);
         }
@@ -266,10 +280,26 @@ impl Compiler {
             }
         }
         self.prefixes = prefixes;
-        if let Some(tables) = plan.end(memory, &before) {
-            compiled.policies = Policies::new(tables.iter().cloned());
-        }
+        plan.start_tables();
         self.plan = Some(plan);
+        self.judge(locals, &before);
+        self.memory.end();
+        self.plan.iter_mut().for_each(Plan::end);
+    }
+
+    /// Finds the policies of all local endpoints, whose classes are known.
+    fn judge(&mut self, locals: Vec<Addr>, before: &[Tables]) {
+        let Self { population, memory, enforced, plan, compiled, .. } = self;
+        let Some(plan) = plan else { return };
+        for addr in locals {
+            let Some(known) = population.addresses.get(&addr) else { continue };
+            let policy = plan.policy(addr, known.owners(), enforced, population, memory);
+            let Some(class) = known.class else { continue };
+            put(&mut compiled.endpoints, addr, Endpoint { class, policy, local: true });
+        }
+        if plan.end_tables(memory, before) {
+            compiled.policies = Policies::new(plan.tables().iter().cloned());
+        }
     }
 }
 

@@ -36,6 +36,11 @@ impl<T: Hash + Eq + Clone> Interner<T> {
         id
     }
 
+    /// Whether a value has a number.
+    pub(super) fn has(&self, value: &T) -> bool {
+        self.of.contains_key(value)
+    }
+
     /// All values, by number.
     pub(super) fn values(&self) -> &[T] {
         &self.values
@@ -108,8 +113,10 @@ pub(super) struct Memory {
     decisions: Interner<Arc<Decision>>,
     /// All decisions, when they were last asked for.
     told: Arc<[Arc<Decision>]>,
-    /// How many of the decisions the last compilation used.
+    /// How many decisions the last round asked for, or has by now.
     used: usize,
+    /// Whether a round has begun and not ended.
+    counts: bool,
 }
 
 /// Decisions that are in use no more are kept up to this many, or half of all.
@@ -118,31 +125,47 @@ const SPARE_DECISIONS: usize = 4096;
 impl Memory {
     /// Begins a round.
     pub(super) fn begin(&mut self) {
-        if self.decisions.values().len() > 2 * self.used + SPARE_DECISIONS {
+        if self.is_bloated() {
             self.decisions = Interner::default();
             self.told = Arc::default();
         }
         self.classes.begin();
         self.policies.begin();
         self.decisions.id(Arc::new(Decision::NoPolicy));
-        self.used = 0;
+        (self.used, self.counts) = (0, true);
         for (v6, unknown) in [(false, ClassId::UNKNOWN_V4), (true, ClassId::UNKNOWN_V6)] {
             let class = self.class(v6, 0);
             debug_assert_eq!(class, unknown);
         }
     }
 
-    /// Ends a round with its tables: those that are what they were before are
-    /// the very same. Numbers that are asked for after this are such that
-    /// nothing has.
-    pub(super) fn end(&mut self, tables: &mut [Tables], before: &[Tables]) {
+    /// Begins a round for endpoint policies alone.
+    pub(super) fn begin_policies(&mut self) {
+        self.policies.begin();
+    }
+
+    /// Ends it with the tables: those that are what they were before are the
+    /// very same. Numbers that are asked for after this are such that nothing
+    /// has.
+    pub(super) fn end_policies(&mut self, tables: &mut [Tables], before: &[Tables]) {
         for (new, old) in tables.iter_mut().zip(before) {
-            if new == old {
+            let same = |(new, old): (&Arc<_>, &Arc<_>)| Arc::ptr_eq(new, old) || new == old;
+            if new.as_ref().zip(old.as_ref()).is_some_and(same) {
                 new.clone_from(old);
             }
         }
-        self.classes.sweep();
         self.policies.sweep();
+    }
+
+    /// Ends a round for all else, likewise.
+    pub(super) fn end(&mut self) {
+        self.classes.sweep();
+        self.counts = false;
+    }
+
+    /// Whether more decisions are kept without use than with.
+    pub(super) fn is_bloated(&self) -> bool {
+        self.decisions.values().len() > 2 * self.used + SPARE_DECISIONS
     }
 
     /// A hash that stays the same from round to round.
@@ -164,7 +187,7 @@ impl Memory {
 
     /// The number of a decision.
     pub(super) fn decision(&mut self, decision: Decision) -> RuleId {
-        self.used += 1;
+        self.used += usize::from(self.counts);
         RuleId(self.decisions.id(Arc::new(decision)))
     }
 

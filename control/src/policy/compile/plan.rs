@@ -4,13 +4,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use ahash::HashMap;
+use ahash::{HashMap, HashSet};
 use tieline_dataplane::addr::{Addr, Prefix};
 use tieline_dataplane::tables::policy::Direction as Table;
 use tieline_dataplane::tables::{ClassId, EndpointPolicy, Outcome, PolicyId};
 
-use super::atoms::Atoms;
-use super::enforced::{Active, Enforced};
+use super::enforced::{Active, Changes, Enforced, tiers};
 use super::numbers::{Memory, Tables};
 use super::population::Population;
 use super::program::{Builder, Shared, Side};
@@ -18,6 +17,7 @@ use super::universe::{FactsId, Universe, Walk};
 use super::views::{Profile, ViewId};
 use super::{Decision, Direction};
 use crate::policy::model::PolicySet;
+use crate::state::ObjectName;
 
 /// Classes that may be added before all are found anew, so that those without
 /// an address go: this many, or a quarter of them.
@@ -26,11 +26,14 @@ const SPARE_CLASSES: usize = 1024;
 /// Tables that may be kept beyond those that were in use at first.
 const SPARE_TABLES: usize = 256;
 
+/// Facts that may be added beyond twice those that there were at first.
+const SPARE_FACTS: usize = 4096;
+
 /// See the module's documentation.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Plan {
-    enforced: Enforced,
-    /// The policies that apply, by number of the label set of a local endpoint.
+    /// The policies that apply, in order, by number of the label set of a local
+    /// endpoint.
     applied: HashMap<u32, Vec<u32>>,
     active: Active,
     peers: Universe,
@@ -44,10 +47,21 @@ pub(super) struct Plan {
     /// facts and policies: they serve all namespaces.
     closed: HashMap<(Direction, bool, FactsId, Vec<u32>), Table>,
     known: HashMap<(bool, Applies), PolicyId>,
+    /// Tables that have not been asked for again yet.
+    kept: HashMap<(bool, Applies), Arc<EndpointPolicy>>,
     tables: Vec<Tables>,
     tables_changed: bool,
-    /// Numbers of classes and of tables at first.
-    first: (usize, usize),
+    /// Whether other policies apply to some endpoint, or other facts.
+    turned: bool,
+    first: First,
+}
+
+/// How much there was at first.
+#[derive(Debug, Default)]
+struct First {
+    classes: usize,
+    tables: usize,
+    facts: usize,
 }
 
 /// Classes by family and facts.
@@ -84,7 +98,7 @@ impl Classes {
 /// All that an endpoint's tables follow from.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Applies {
-    /// Places of the policies among the enforced ones, ascending.
+    /// Numbers of the policies, in order.
     policies: Vec<u32>,
     /// What rules see of it as the local end.
     facts: FactsId,
@@ -107,93 +121,114 @@ impl Applies {
 impl Plan {
     /// Finds which policies apply and what they ask. The classes must be asked
     /// for before [`Self::start_tables`].
-    pub(super) fn new(set: &PolicySet, population: &Population, memory: &mut Memory) -> Self {
-        let enforced = Enforced::new(set, memory);
-        let mut applied: HashMap<u32, Vec<u32>> = HashMap::default();
-        let used: Vec<ViewId> = population.views.iter().map(|(id, _)| id).collect();
+    pub(super) fn new(
+        set: &PolicySet,
+        enforced: &Enforced,
+        population: &Population,
+        memory: &mut Memory,
+    ) -> Self {
+        let mut plan = Self::default();
+        plan.classes.set(false, 0, ClassId::UNKNOWN_V4);
+        plan.classes.set(true, 0, ClassId::UNKNOWN_V6);
+        let used: Vec<ViewId> = population.views.locals().collect();
         for (view, labels) in population.locals(&used) {
-            applied.entry(labels).or_insert_with(|| enforced.applying(&view.labels));
+            plan.applied.entry(labels).or_insert_with(|| enforced.applying(&view.labels));
         }
-        let (mut peers, mut locals) = (Atoms::default(), Atoms::default());
-        let places: BTreeSet<u32> = applied.values().flatten().copied().collect();
-        let active = enforced.active(places, &mut peers, &mut locals, memory);
-        let mut classes = Classes::default();
-        classes.set(false, 0, ClassId::UNKNOWN_V4);
-        classes.set(true, 0, ClassId::UNKNOWN_V6);
-        Self {
-            peers: Universe::new(peers, set, population),
-            locals: Universe::new(locals, set, population),
-            enforced,
-            applied,
-            active,
-            classes,
-            fresh: Vec::new(),
-            builder: Builder::default(),
-            shared: Shared::default(),
-            closed: HashMap::default(),
-            known: HashMap::default(),
-            tables: Vec::new(),
-            tables_changed: false,
-            first: (0, 0),
+        plan.activate(enforced, memory);
+        plan.peers.start(set, population);
+        plan.locals.start(set, population);
+        plan
+    }
+
+    /// Looks at the rules of policies that have come to apply.
+    fn activate(&mut self, enforced: &Enforced, memory: &mut Memory) {
+        let applying = self.applied.values().flatten().copied();
+        let new: BTreeSet<u32> = applying.filter(|it| !self.active.contains_key(it)).collect();
+        let mut new: Vec<u32> = new.into_iter().collect();
+        enforced.sort(&mut new);
+        for number in new {
+            let (peers, locals) = (&mut self.peers.atoms, &mut self.locals.atoms);
+            let policy = enforced.bind(number, peers, locals, memory);
+            self.active.extend(policy.map(|policy| (number, policy)));
         }
     }
 
     /// Whether so much has been added that starting again is worth it.
     pub(super) fn is_bloated(&self) -> bool {
-        let (classes, tables) = self.first;
-        self.classes.number > classes + (classes / 4).max(SPARE_CLASSES)
-            || self.known.len() > 2 * tables + SPARE_TABLES
+        let first = &self.first;
+        self.classes.number > first.classes + (first.classes / 4).max(SPARE_CLASSES)
+            || self.known.len() > 2 * first.tables + SPARE_TABLES
+            || self.peers.size() + self.locals.size() > 2 * first.facts + SPARE_FACTS
     }
 
-    /// Goes on under another policy set, if the rules that apply on this node
-    /// are the same under it.
-    pub(super) fn keep_under(
+    /// Whether rules ask about one of these services.
+    pub(super) fn asks_about(&self, service: &ObjectName) -> bool {
+        [&self.peers, &self.locals].iter().any(|it| it.atoms.services.has(service))
+    }
+
+    /// Takes over what has become of the policies.
+    pub(super) fn follow(
         &mut self,
-        set: &PolicySet,
+        changes: &Changes,
+        enforced: &Enforced,
         population: &Population,
-        memory: &mut Memory,
-    ) -> Option<()> {
-        let enforced = Enforced::new(set, memory);
-        let applying = |set: &u32| (*set, enforced.applying(population.views.label_set(*set)));
-        let applied: HashMap<u32, Vec<u32>> = self.applied.keys().map(applying).collect();
-        let mut old: Vec<u32> = self.active.keys().copied().collect();
-        old.sort_unstable();
-        let new: BTreeSet<u32> = applied.values().flatten().copied().collect();
-        let new: Vec<u32> = new.into_iter().collect();
-        if !self.enforced.saying(&old).eq(enforced.saying(&new)) {
-            return None;
+    ) {
+        let mut applying = Vec::with_capacity(changes.come.len());
+        for number in &changes.come {
+            let chosen = enforced.selector(*number).map(|it| population.views.chosen_by(it));
+            applying.push((*number, chosen.unwrap_or_default()));
         }
-        let places: HashMap<u32, u32> = old.into_iter().zip(new).collect();
-        let moved = |of: &[u32]| -> Vec<u32> { of.iter().map(|place| places[place]).collect() };
-        if self.applied.iter().any(|(set, of)| applied.get(set) != Some(&moved(of))) {
-            return None;
+        if changes.gone.iter().any(|number| self.active.contains_key(number)) {
+            let gone: HashSet<u32> = changes.gone.iter().copied().collect();
+            self.active.retain(|number, _| !gone.contains(number));
+            let stays = |of: &Vec<u32>| !of.iter().any(|number| gone.contains(number));
+            self.closed.retain(|(.., policies), _| stays(policies));
+            self.known.retain(|(_, applies), _| stays(&applies.policies));
+            for of_set in self.applied.values_mut() {
+                of_set.retain(|number| !gone.contains(number));
+            }
+            self.turned = true;
         }
-        self.applied = applied;
-        self.enforced = enforced;
-        self.closed.clear();
-        let active = self.active.drain().map(|(place, rules)| (places[&place], rules));
-        self.active = active.collect();
-        let known = self.known.drain().map(|((v6, applies), id)| {
-            let policies = moved(&applies.policies);
-            ((v6, Applies { policies, ..applies }), id)
-        });
-        self.known = known.collect();
-        Some(())
+        for (number, sets) in applying {
+            for set in sets {
+                if let Some(of_set) = self.applied.get_mut(&set) {
+                    of_set.push(number);
+                    self.turned = true;
+                }
+            }
+        }
+        if self.turned || changes.reordered {
+            self.applied.values_mut().for_each(|of_set| enforced.sort(of_set));
+            self.turned = true;
+        }
     }
 
     /// Finds which policies apply to those of an address's owners that are
-    /// local; `None` if one of these is not known to this plan.
-    pub(super) fn know_locals(&mut self, owners: &[ViewId], population: &Population) -> Option<()> {
+    /// local.
+    pub(super) fn know_locals(
+        &mut self,
+        owners: &[ViewId],
+        enforced: &Enforced,
+        population: &Population,
+    ) {
         for (view, labels) in population.locals(owners) {
-            if !self.applied.contains_key(&labels) {
-                let applying = self.enforced.applying(&view.labels);
-                if !applying.iter().all(|place| self.active.contains_key(place)) {
-                    return None;
-                }
-                self.applied.insert(labels, applying);
-            }
+            self.applied.entry(labels).or_insert_with(|| enforced.applying(&view.labels));
         }
-        Some(())
+    }
+
+    /// Looks at the rules that are new. Returns the addresses whose facts are
+    /// others for that; `None` if those of all may be.
+    pub(super) fn grow(
+        &mut self,
+        enforced: &Enforced,
+        population: &Population,
+        memory: &mut Memory,
+    ) -> Option<Vec<Addr>> {
+        self.activate(enforced, memory);
+        self.turned |= !self.locals.grow(population)?.is_empty();
+        let concerned = self.peers.grow(population)?;
+        self.builder.add(&self.peers, &[]);
+        Some(population.having(&concerned))
     }
 
     /// The class of an address.
@@ -241,6 +276,22 @@ impl Plan {
         prefixes.into_iter().map(class).collect()
     }
 
+    /// Whether the tables of all local endpoints must be asked for again.
+    pub(super) fn is_turned(&self) -> bool {
+        self.turned
+    }
+
+    /// Begins to ask for them, and returns those that there were: they serve as
+    /// long as all that they follow from is the same.
+    pub(super) fn renew_tables(&mut self, memory: &mut Memory) -> Vec<Tables> {
+        memory.begin_policies();
+        let known = self.known.drain();
+        let kept =
+            known.filter_map(|(key, id)| Some((key, self.tables.get(id.0 as usize)?.clone()?)));
+        self.kept = kept.collect();
+        std::mem::take(&mut self.tables)
+    }
+
     /// Begins to make tables, of all classes that there are.
     pub(super) fn start_tables(&mut self) {
         let mut all: Vec<_> = self.classes.iter().collect();
@@ -267,7 +318,7 @@ impl Plan {
             let end = applies.end(memory);
             let local = self.locals.facts(applies.facts);
             let mut extend = |direction, table| {
-                let tiers = self.enforced.tiers(direction, &applies.policies, &self.active);
+                let tiers = tiers(direction, &applies.policies, &self.active);
                 let side = Side { direction, v6: *v6, tiers: &tiers, local, end };
                 columns.extend(&self.peers, &mut self.shared, side, table)
             };
@@ -285,39 +336,53 @@ impl Plan {
         &mut self,
         addr: Addr,
         owners: &[ViewId],
+        enforced: &Enforced,
         population: &Population,
         memory: &mut Memory,
     ) -> Option<PolicyId> {
         let mut policies = Vec::new();
+        let mut sets = 0;
         for (_, labels) in population.locals(owners) {
             policies.extend_from_slice(self.applied.get(&labels).map_or(&[], Vec::as_slice));
+            sets += 1;
         }
         let locals = population.locals(owners);
         let profile = locals.filter_map(|(view, _)| view.profile.as_ref()).min()?.clone();
-        policies.sort_unstable();
-        policies.dedup();
+        if sets > 1 {
+            enforced.sort(&mut policies);
+            policies.dedup();
+        }
         let facts = self.locals.address(addr, owners, population);
         let applies = Applies { policies, facts, profile };
-        Some(self.policy_of(!addr.is_v4(), applies, memory))
+        Some(self.policy_of(!addr.is_v4(), applies, enforced, memory))
     }
 
-    fn policy_of(&mut self, v6: bool, applies: Applies, memory: &mut Memory) -> PolicyId {
+    fn policy_of(
+        &mut self,
+        v6: bool,
+        applies: Applies,
+        enforced: &Enforced,
+        memory: &mut Memory,
+    ) -> PolicyId {
         let key = (v6, applies);
         if let Some(id) = self.known.get(&key) {
             return *id;
         }
         let applies = &key.1;
-        let names: Vec<_> = applies.policies.iter().map(|at| self.enforced.name(*at)).collect();
+        let names: Vec<_> = applies.policies.iter().map(|at| enforced.name(*at)).collect();
         let facts = self.locals.content(applies.facts, memory);
         let hash = memory.hash((v6, names, facts, &applies.profile));
         let id = memory.policy(hash);
-        let ingress = self.table(Direction::Ingress, v6, applies, memory);
-        let egress = self.table(Direction::Egress, v6, applies, memory);
+        let table = self.kept.remove(&key).unwrap_or_else(|| {
+            let ingress = self.table(Direction::Ingress, v6, applies, memory);
+            let egress = self.table(Direction::Egress, v6, applies, memory);
+            Arc::new(EndpointPolicy { ingress, egress })
+        });
         let place = id as usize;
         if place >= self.tables.len() {
             self.tables.resize(place + 1, None);
         }
-        self.tables[place] = Some(Arc::new(EndpointPolicy { ingress, egress }));
+        self.tables[place] = Some(table);
         self.tables_changed = true;
         self.known.insert(key, PolicyId(id));
         PolicyId(id)
@@ -334,7 +399,7 @@ impl Plan {
         if let Some(table) = self.closed.get(&key) {
             return table.clone();
         }
-        let tiers = self.enforced.tiers(direction, &applies.policies, &self.active);
+        let tiers = tiers(direction, &applies.policies, &self.active);
         let end = applies.end(memory);
         let local = self.locals.facts(applies.facts);
         let side = Side { direction, v6, tiers: &tiers, local, end };
@@ -345,21 +410,33 @@ impl Plan {
         table
     }
 
-    /// The tables, if any has changed since this was last asked.
-    pub(super) fn changed_tables(&mut self) -> Option<&[Tables]> {
-        std::mem::take(&mut self.tables_changed).then_some(&*self.tables)
+    /// Whether a table has changed since this was last asked.
+    pub(super) fn take_changed(&mut self) -> bool {
+        std::mem::take(&mut self.tables_changed)
     }
 
     /// All tables that are in use are made: those that are what they were
-    /// before are the very same. Returns them if any is not.
-    pub(super) fn end(&mut self, memory: &mut Memory, before: &[Tables]) -> Option<&[Tables]> {
-        memory.end(&mut self.tables, before);
-        self.first = (self.classes.number, self.known.len());
-        self.tables_changed = false;
+    /// before are the very same. Returns whether any is not.
+    pub(super) fn end_tables(&mut self, memory: &mut Memory, before: &[Tables]) -> bool {
+        memory.end_policies(&mut self.tables, before);
+        self.kept.clear();
+        (self.turned, self.tables_changed) = (false, false);
+        self.shared.forget();
         let pointers = |tables: &[Tables]| -> Vec<_> {
             tables.iter().map(|table| table.as_ref().map(Arc::as_ptr)).collect()
         };
-        (pointers(&self.tables) != pointers(before)).then_some(&*self.tables)
+        pointers(&self.tables) != pointers(before)
+    }
+
+    /// Everything is made anew: growth is measured from here.
+    pub(super) fn end(&mut self) {
+        let facts = self.peers.size() + self.locals.size();
+        self.first = First { classes: self.classes.number, tables: self.known.len(), facts };
+    }
+
+    /// The tables, by number.
+    pub(super) fn tables(&self) -> &[Tables] {
+        &self.tables
     }
 
     /// The tables, when nothing else of the plan is needed any more.

@@ -3,7 +3,7 @@
 //! Kept from one compilation to the next, and small: an address takes a number
 //! for what rules see of its owner, and its class.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use ahash::HashSet;
@@ -17,6 +17,10 @@ use super::views::{View, ViewId, Views};
 pub struct Population {
     pub(super) views: Views,
     pub(super) addresses: BTreeMap<Addr, Known>,
+    /// The addresses whose only owner has a view, in no order.
+    having: Vec<Vec<Addr>>,
+    /// All others.
+    shared: BTreeSet<Addr>,
     nets: Vec<(Prefix, ViewId)>,
     /// The node's own addresses.
     own: Vec<Addr>,
@@ -26,7 +30,7 @@ pub struct Population {
 }
 
 /// What is known of an address.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Known {
     owners: Owners,
     /// As last compiled.
@@ -37,7 +41,7 @@ impl Known {
     /// What rules see of the owners.
     pub(super) fn owners(&self) -> &[ViewId] {
         match &self.owners {
-            Owners::One(view) => std::slice::from_ref(view),
+            Owners::One { view, .. } => std::slice::from_ref(view),
             Owners::Many(views) => views,
         }
     }
@@ -46,9 +50,16 @@ impl Known {
 /// Nearly every address has one.
 #[derive(Debug)]
 enum Owners {
-    One(ViewId),
+    /// The place is that among the addresses of the view.
+    One { view: ViewId, place: u32 },
     /// Any other number, ascending; a view as often as an owner has it.
     Many(Box<[ViewId]>),
+}
+
+impl Default for Owners {
+    fn default() -> Self {
+        Self::Many(Box::default())
+    }
 }
 
 /// What has changed since the last compilation.
@@ -97,16 +108,59 @@ impl Population {
             return;
         }
         self.touched.insert(addr);
+        self.leave(addr);
         if owners.is_empty() && !self.own.contains(&addr) {
             self.addresses.remove(&addr);
             return;
         }
-        let owners = match *owners {
-            [view] => Owners::One(view),
-            _ => Owners::Many(owners.into()),
+        let owners = self.join(addr, owners);
+        self.addresses.entry(addr).or_default().owners = owners;
+    }
+
+    /// Takes an address from those of its views.
+    fn leave(&mut self, addr: Addr) {
+        let Some(Known { owners: Owners::One { view, place }, .. }) = self.addresses.get(&addr)
+        else {
+            self.shared.remove(&addr);
+            return;
         };
-        let none = || Known { owners: Owners::Many(Box::default()), class: None };
-        self.addresses.entry(addr).or_insert_with(none).owners = owners;
+        let (having, gap) = (&mut self.having[*view as usize], *place);
+        having.swap_remove(gap as usize);
+        if having.len() < having.capacity() / 4 {
+            having.shrink_to(having.len() * 2);
+        }
+        let moved = having.get(gap as usize).and_then(|moved| self.addresses.get_mut(moved));
+        if let Some(Known { owners: Owners::One { place, .. }, .. }) = moved {
+            *place = gap;
+        }
+    }
+
+    /// Puts an address among those of its views.
+    fn join(&mut self, addr: Addr, owners: Vec<ViewId>) -> Owners {
+        let [view] = *owners else {
+            self.shared.insert(addr);
+            return Owners::Many(owners.into());
+        };
+        if view as usize >= self.having.len() {
+            self.having.resize(view as usize + 1, Vec::new());
+        }
+        let having = &mut self.having[view as usize];
+        having.push(addr);
+        Owners::One { view, place: having.len() as u32 - 1 }
+    }
+
+    /// The addresses that have an owner with one of these views.
+    pub(super) fn having(&self, views: &BTreeSet<ViewId>) -> Vec<Addr> {
+        let of_one = views.iter().filter_map(|view| self.having.get(*view as usize)).flatten();
+        let has = |addr: &&Addr| self.owners(**addr).iter().any(|view| views.contains(view));
+        of_one.chain(self.shared.iter().filter(has)).copied().collect()
+    }
+
+    /// The addresses to whose owners policies apply; ascending.
+    pub(super) fn local_addresses(&self) -> Vec<Addr> {
+        let mut addresses = self.having(&self.views.locals().collect());
+        addresses.sort_unstable();
+        addresses
     }
 
     /// Network sets and what else has more addresses than one, with what rules
@@ -129,9 +183,12 @@ impl Population {
         for addr in old.into_iter().chain(self.own.clone()) {
             self.touched.insert(addr);
             if self.own.contains(&addr) {
-                let none = || Known { owners: Owners::Many(Box::default()), class: None };
-                self.addresses.entry(addr).or_insert_with(none);
+                if !self.addresses.contains_key(&addr) {
+                    let owners = self.join(addr, Vec::new());
+                    self.addresses.insert(addr, Known { owners, class: None });
+                }
             } else if self.owners(addr).is_empty() {
+                self.leave(addr);
                 self.addresses.remove(&addr);
             }
         }

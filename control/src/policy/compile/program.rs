@@ -50,7 +50,12 @@ pub(super) struct Builder {
 pub(super) struct Shared {
     programs: HashMap<(Vec<Clause>, Outcome), Arc<Program>>,
     by_class: HashSet<Arc<[u32]>>,
+    /// How many of both were in use when that was last looked at.
+    used: usize,
 }
+
+/// What may be shared beyond twice what was in use.
+const SPARE_SHARED: usize = 1024;
 
 /// One direction of the policy of one local endpoint.
 #[derive(Clone, Copy, Debug)]
@@ -143,7 +148,9 @@ impl Builder {
 
     /// Takes in further classes of peers, ascending: whether IPv6, and facts.
     pub(super) fn add(&mut self, peers: &Universe, classes: &[(ClassId, bool, FactsId)]) {
-        self.parts.clear();
+        if !classes.is_empty() {
+            self.parts.clear();
+        }
         for family in &mut self.families {
             family.by_selector.resize_with(peers.atoms.selectors.values().len(), Vec::new);
             family.by_net.resize_with(peers.atoms.nets.values().len(), Vec::new);
@@ -344,6 +351,15 @@ impl Shared {
         let new: Arc<[u32]> = by_class.into();
         self.by_class.insert(Arc::clone(&new));
         new
+    }
+
+    /// Forgets what no table has any more, when that is most.
+    pub(super) fn forget(&mut self) {
+        if self.programs.len() + self.by_class.len() > 2 * self.used + SPARE_SHARED {
+            self.programs.retain(|_, program| Arc::strong_count(program) > 1);
+            self.by_class.retain(|by_class| Arc::strong_count(by_class) > 1);
+            self.used = self.programs.len() + self.by_class.len();
+        }
     }
 }
 

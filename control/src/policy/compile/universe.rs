@@ -1,16 +1,18 @@
 //! The facts about every address: from its owners' labels and ports, and from
 //! the nets and services that hold it.
 
+use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::Arc;
 
 use ahash::HashMap;
 use tieline_dataplane::addr::{Addr, Prefix};
 
-use super::atoms::{Atoms, Facts, NamedPortFact};
+use super::atoms::{Asked, Atoms, Facts, NamedPortFact};
 use super::matcher::Matcher;
 use super::numbers::{Interner, Memory};
 use super::population::Population;
-use super::views::ViewId;
+use super::views::{View, ViewId};
 use crate::policy::model::PolicySet;
 
 /// Number of some [`Facts`]; 0 are those of an address that no question fits.
@@ -23,17 +25,21 @@ const NOT_ASKED: FactsId = FactsId::MAX;
 pub(super) struct Walk([usize; 2]);
 
 /// Answers the questions of one [`Atoms`] for any address. Views must keep
-/// their meaning while it is in use.
-#[derive(Debug)]
+/// their meaning while it is in use. A question that is asked later changes the
+/// facts of those to whom it applies and of nobody else; that one is not asked
+/// any more changes nothing.
+#[derive(Debug, Default)]
 pub(super) struct Universe {
     /// The questions.
     pub(super) atoms: Atoms,
     matcher: Matcher,
+    /// Which questions are answered here.
+    known: Asked,
     /// The questions about ports, by port name.
     names: HashMap<String, Vec<(u32, Option<u32>)>>,
     facts: Interner<Arc<Facts>>,
-    /// Selectors that match, by label set.
-    matching: HashMap<u32, Arc<[u32]>>,
+    /// Selectors that match, by label set; ascending.
+    matching: HashMap<u32, Vec<u32>>,
     /// Facts that an owner gives its addresses, by view; `NOT_ASKED` where
     /// nobody has asked.
     given: Vec<FactsId>,
@@ -43,25 +49,76 @@ pub(super) struct Universe {
 }
 
 impl Universe {
-    /// Prepares to answer.
-    pub(super) fn new(atoms: Atoms, policies: &PolicySet, population: &Population) -> Self {
-        let mut names: HashMap<String, Vec<(u32, Option<u32>)>> = HashMap::default();
-        for (id, (selector, name)) in (0..).zip(atoms.names.values()) {
-            names.entry(name.clone()).or_default().push((id, *selector));
+    /// Prepares to answer what has been asked.
+    pub(super) fn start(&mut self, policies: &PolicySet, population: &Population) {
+        self.facts.id(Arc::new(Facts::default()));
+        self.learn();
+        self.nets = self.net_trees(policies, population);
+    }
+
+    /// Takes in the questions that are new; returns the numbers of those about
+    /// selectors and about port names.
+    fn learn(&mut self) -> [Range<u32>; 2] {
+        let asked = self.atoms.asked();
+        let known = std::mem::replace(&mut self.known, asked);
+        for id in known.selectors..asked.selectors {
+            self.matcher.insert(id, self.atoms.selectors.values()[id as usize].clone());
         }
-        let mut universe = Self {
-            matcher: Matcher::new(atoms.selectors.values()),
-            atoms,
-            names,
-            facts: Interner::default(),
-            matching: HashMap::default(),
-            given: Vec::new(),
-            unions: HashMap::default(),
-            nets: Default::default(),
-        };
-        universe.facts.id(Arc::new(Facts::default()));
-        universe.nets = universe.net_trees(policies, population);
-        universe
+        for id in known.names..asked.names {
+            let (selector, name) = &self.atoms.names.values()[id as usize];
+            self.names.entry(name.clone()).or_default().push((id, *selector));
+        }
+        [known.selectors..asked.selectors, known.names..asked.names]
+    }
+
+    /// Prepares to answer what has been asked since. Returns the views whose
+    /// facts are others for that; `None` if nets or services are new, or if it
+    /// is about network sets.
+    pub(super) fn grow(&mut self, population: &Population) -> Option<BTreeSet<ViewId>> {
+        let (known, asked) = (self.known, self.atoms.asked());
+        if known.nets != asked.nets || known.services != asked.services {
+            return None;
+        }
+        let [selectors, names] = self.learn();
+        let views = &population.views;
+        let mut concerned: BTreeSet<ViewId> = BTreeSet::new();
+        for id in selectors {
+            for set in views.chosen_by(&self.atoms.selectors.values()[id as usize]) {
+                if let Some(matching) = self.matching.get_mut(&set) {
+                    matching.push(id);
+                }
+                concerned.extend(views.having(set));
+            }
+        }
+        for id in names {
+            let (selector, name) = &self.atoms.names.values()[id as usize];
+            let selector = selector.map(|id| &self.atoms.selectors.values()[id as usize]);
+            let named = |view: &View| view.ports.iter().any(|port| port.name == *name);
+            match selector {
+                Some(selector) => {
+                    let sets = views.chosen_by(selector).into_iter();
+                    let of_sets = sets.flat_map(|set| views.having(set)).copied();
+                    concerned.extend(
+                        of_sets.filter(|id| views.get(*id).is_some_and(|(view, _)| named(view))),
+                    );
+                }
+                None => {
+                    let all = views.iter().filter(|(_, view)| named(view));
+                    concerned.extend(all.map(|(id, _)| id));
+                }
+            }
+        }
+        concerned.retain(|view| match self.given.get_mut(*view as usize) {
+            Some(given) => std::mem::replace(given, NOT_ASKED) != NOT_ASKED,
+            None => false,
+        });
+        let of_set = |(_, view): &(Prefix, ViewId)| concerned.contains(view);
+        (!population.nets().iter().any(of_set)).then_some(concerned)
+    }
+
+    /// How much has been asked and answered.
+    pub(super) fn size(&self) -> usize {
+        self.facts.values().len() + self.unions.len()
     }
 
     /// The facts with a number.
@@ -139,11 +196,8 @@ impl Universe {
             None => self.given.resize(place + 1, NOT_ASKED),
         }
         let Some((view, labels)) = population.view(id) else { return 0 };
-        let matching = self
-            .matching
-            .entry(labels)
-            .or_insert_with(|| self.matcher.matching(&view.labels).into())
-            .clone();
+        let matching =
+            self.matching.entry(labels).or_insert_with(|| self.matcher.matching(&view.labels));
         let mut ports: Vec<NamedPortFact> = Vec::new();
         for port in view.ports.iter().filter(|_| !self.names.is_empty()) {
             for (name, selector) in self.names.get(port.name.as_str()).into_iter().flatten() {
@@ -154,7 +208,7 @@ impl Universe {
         }
         ports.sort_unstable();
         ports.dedup();
-        let facts = Facts { selectors: matching.to_vec(), ports, ..Facts::default() };
+        let facts = Facts { selectors: matching.clone(), ports, ..Facts::default() };
         let given = self.facts.id(Arc::new(facts));
         self.given[place] = given;
         given
@@ -180,7 +234,7 @@ impl Universe {
             items.push((*net, self.facts.id(Arc::new(facts))));
         }
         for (id, name) in (0..).zip(self.atoms.services.values()) {
-            for endpoint in policies.services.get(name).into_iter().flatten() {
+            for endpoint in policies.services.get(name).into_iter().flat_map(|all| all.iter()) {
                 let facts = Facts { services: vec![(id, endpoint.port)], ..Facts::default() };
                 let prefix = Prefix::host(endpoint.address.into());
                 items.push((prefix, self.facts.id(Arc::new(facts))));

@@ -1,9 +1,12 @@
 //! What rules can see of the owner of an address, each distinct view once.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use ahash::HashMap;
 
+use super::matcher::LabelSets;
+use crate::policy::selector::Selector;
 use crate::state::{ClusterId, Identity, IdentityKind, Labels, NamedPort};
 
 /// Number of a [`View`].
@@ -65,9 +68,10 @@ pub(super) struct Views {
     ids: HashMap<Arc<View>, ViewId>,
     slots: Vec<Option<Slot>>,
     free: Vec<ViewId>,
-    labels: HashMap<Arc<Labels>, u32>,
-    /// By number.
-    label_sets: Vec<Arc<Labels>>,
+    labels: LabelSets,
+    /// By number of the label set.
+    having: Vec<Vec<ViewId>>,
+    locals: BTreeSet<ViewId>,
     unused: usize,
 }
 
@@ -77,7 +81,6 @@ struct Slot {
     /// Number of its label set.
     labels: u32,
     uses: u32,
-    local: bool,
 }
 
 impl Views {
@@ -95,20 +98,12 @@ impl Views {
     }
 
     fn add(&mut self, mut view: View) -> ViewId {
-        let number = match self.labels.get(&view.labels) {
-            Some(number) => *number,
-            None => {
-                let number = self.label_sets.len() as u32;
-                self.labels.insert(view.labels.clone(), number);
-                self.label_sets.push(view.labels.clone());
-                number
-            }
-        };
-        view.labels = self.label_sets[number as usize].clone();
+        let number = self.labels.number(&view.labels);
+        view.labels = self.labels.get(number).clone();
         let view = Arc::new(view);
-        let local = view.is_local();
-        let slot = Some(Slot { view: view.clone(), labels: number, uses: 0, local });
+        let slot = Some(Slot { view: view.clone(), labels: number, uses: 0 });
         let id = self.free.pop().unwrap_or(self.slots.len() as ViewId);
+        self.note(id, &view, number);
         match self.slots.get_mut(id as usize) {
             Some(free) => *free = slot,
             None => self.slots.push(slot),
@@ -116,6 +111,17 @@ impl Views {
         self.ids.insert(view, id);
         self.unused += 1;
         id
+    }
+
+    fn note(&mut self, id: ViewId, view: &View, labels: u32) {
+        let place = labels as usize;
+        if place >= self.having.len() {
+            self.having.resize(place + 1, Vec::new());
+        }
+        self.having[place].push(id);
+        if view.is_local() {
+            self.locals.insert(id);
+        }
     }
 
     /// The number of a view that is in use.
@@ -137,11 +143,6 @@ impl Views {
         Some((&slot.view, slot.labels))
     }
 
-    /// Whether policies apply here to owners with a view.
-    pub(super) fn is_local(&self, id: ViewId) -> bool {
-        self.slots.get(id as usize).is_some_and(|slot| slot.as_ref().is_some_and(|it| it.local))
-    }
-
     /// Whether more views are kept without use than with.
     pub(super) fn mostly_unused(&self) -> bool {
         self.unused > self.ids.len() / 2 + 1024
@@ -149,9 +150,12 @@ impl Views {
 
     /// Forgets views without use, and numbers label sets anew.
     pub(super) fn retire(&mut self) {
-        self.labels.clear();
-        self.label_sets.clear();
-        for (id, place) in (0..).zip(&mut self.slots) {
+        if std::mem::take(&mut self.unused) == 0 {
+            return;
+        }
+        (self.labels, self.having, self.locals) = Default::default();
+        let mut slots = std::mem::take(&mut self.slots);
+        for (id, place) in (0..).zip(&mut slots) {
             let Some(slot) = place else { continue };
             if slot.uses == 0 {
                 self.ids.remove(&slot.view);
@@ -159,24 +163,29 @@ impl Views {
                 *place = None;
                 continue;
             }
-            let labels = &slot.view.labels;
-            slot.labels = *self.labels.entry(labels.clone()).or_insert_with(|| {
-                self.label_sets.push(labels.clone());
-                self.label_sets.len() as u32 - 1
-            });
+            slot.labels = self.labels.number(&slot.view.labels);
+            self.note(id, &slot.view, slot.labels);
         }
-        self.unused = 0;
+        self.slots = slots;
     }
 
-    /// The label set with a number.
-    pub(super) fn label_set(&self, number: u32) -> &Labels {
-        &self.label_sets[number as usize]
+    /// The label sets that a selector chooses.
+    pub(super) fn chosen_by(&self, selector: &Selector) -> Vec<u32> {
+        self.labels.chosen_by(selector)
     }
 
-    /// All that are in use.
+    /// The views with a label set.
+    pub(super) fn having(&self, labels: u32) -> &[ViewId] {
+        &self.having[labels as usize]
+    }
+
+    /// The views of owners to which policies apply here.
+    pub(super) fn locals(&self) -> impl Iterator<Item = ViewId> {
+        self.locals.iter().copied()
+    }
+
+    /// All views.
     pub(super) fn iter(&self) -> impl Iterator<Item = (ViewId, &Arc<View>)> {
-        let used = (0..).zip(&self.slots);
-        used.filter_map(|(id, slot)| Some((id, slot.as_ref().filter(|it| it.uses > 0)?)))
-            .map(|(id, slot)| (id, &slot.view))
+        (0..).zip(&self.slots).filter_map(|(id, slot)| Some((id, &slot.as_ref()?.view)))
     }
 }

@@ -8,6 +8,7 @@
 //! ```text
 //! calico      Calico's policies: namespaces and service accounts in selectors
 //! kubernetes  NetworkPolicy and ClusterNetworkPolicy, as Calico converts them
+//! services    the endpoints of the services that rules name
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,15 +16,16 @@ use std::sync::Arc;
 
 use tieline_dataplane::addr::Prefix;
 
+use self::services::{Services, services_of};
 use super::api::{self, BUILT_IN_TIERS, Family, PolicyKind, PolicyObject, PolicyObjects};
-use super::model::{
-    Entity, Policy, PolicySet, PolicySource, Rule, ServiceEndpoint, Tier, TierAction,
-};
+use super::model::{Entity, Policy, PolicySet, PolicySource, Rank, Rule, Tier, TierAction};
 use super::selector::Selector;
+use crate::map::Map;
 use crate::state::{ClusterId, ClusterObjects, Condition, ObjectName, Severity};
 
 mod calico;
 mod kubernetes;
+mod services;
 #[cfg(test)]
 mod tests;
 
@@ -45,7 +47,7 @@ pub fn policy_set(local: &ClusterObjects) -> PolicySet {
 /// are to be enforced one day, and of policies for host endpoints alone, which
 /// `set` leaves out.
 pub fn rule_selectors(set: &PolicySet, objects: &PolicyObjects) -> BTreeSet<Selector> {
-    let policies = set.tiers.iter().flat_map(|tier| &tier.policies);
+    let policies = set.tiers.iter().flat_map(|tier| tier.policies.values());
     let rules = policies.flat_map(|policy| [&policy.ingress, &policy.egress]).flatten().flatten();
     let hosts = objects.0.iter().filter_map(|((kind, name), object)| match &**object {
         PolicyObject::Policy(policy) if *kind == PolicyKind::GlobalNetworkPolicy => {
@@ -65,9 +67,18 @@ pub fn rule_selectors(set: &PolicySet, objects: &PolicyObjects) -> BTreeSet<Sele
 pub struct Converter {
     /// The objects that the entries are of.
     objects: PolicyObjects,
-    entries: BTreeMap<(PolicyKind, ObjectName), Entry>,
-    set: Arc<PolicySet>,
+    entries: BTreeMap<Key, Entry>,
+    /// Entries that have conditions.
+    noted: BTreeSet<Key>,
+    /// By tier, whether there is an object for it or not.
+    policies: BTreeMap<String, Map<Rank, Arc<Policy>>>,
+    services: Services,
+    set: Option<Arc<PolicySet>>,
+    /// Whether the conditions of `set` are others now.
+    stale: bool,
 }
+
+type Key = (PolicyKind, ObjectName);
 
 /// An object and what became of it.
 #[derive(Debug)]
@@ -83,107 +94,118 @@ struct Entry {
 #[derive(Debug)]
 struct Placed {
     tier: String,
-    /// Infinite when the policy gives none.
-    order: f64,
-    /// What decides between equal orders.
-    tie: String,
+    rank: Rank,
     policy: Arc<Policy>,
 }
 
 impl Converter {
     /// The policies of the local cluster, in order of precedence.
     pub fn policy_set(&mut self, local: &ClusterObjects) -> Arc<PolicySet> {
-        if self.take_over(&local.policy) || self.set.tiers.is_empty() {
-            self.set = Arc::new(self.assemble());
-        }
-        self.set.clone()
-    }
-
-    /// Brings the entries up to date; whether any of them changed.
-    fn take_over(&mut self, objects: &PolicyObjects) -> bool {
-        if self.objects.0.is_same(&objects.0) {
-            return false;
-        }
-        let old = std::mem::replace(&mut self.objects, objects.clone());
+        let objects = std::mem::replace(&mut self.objects, local.policy.clone());
         let mut changed = false;
-        for (key, _, object) in old.0.diff(&objects.0) {
+        for (key, old, new) in objects.0.diff(&local.policy.0) {
             changed = true;
-            match object {
-                Some(object) => {
-                    let entry = Entry::new(key.0, &key.1, object.clone());
-                    self.entries.insert(key.clone(), entry);
-                }
-                None => drop(self.entries.remove(key)),
+            if old.is_some() {
+                self.remove(key);
+            }
+            if let Some(object) = new {
+                self.insert(key, object);
             }
         }
-        changed
+        match &self.set {
+            Some(set) if !changed => set.clone(),
+            _ => self.assemble(),
+        }
     }
 
-    fn assemble(&self) -> PolicySet {
-        let mut conditions: Vec<_> =
-            self.entries.values().flat_map(|entry| &entry.conditions).cloned().collect();
-        let services = self.services();
-        PolicySet { tiers: self.tiers(&mut conditions), services, conditions }
+    fn remove(&mut self, key: &Key) {
+        let Some(entry) = self.entries.remove(key) else { return };
+        if let Some(Placed { tier, rank, .. }) = &entry.policy
+            && let Some(of_tier) = self.policies.get_mut(tier)
+        {
+            of_tier.remove(rank);
+            if of_tier.is_empty() {
+                self.policies.remove(tier);
+            }
+        }
+        self.services.remove(&key.1, &entry);
+        self.stale |= self.noted.remove(key) || key.0 == PolicyKind::Tier;
     }
 
-    /// Tiers that exist by order and name, then those that policies only name.
-    fn tiers(&self, conditions: &mut Vec<Condition>) -> Vec<Tier> {
+    fn insert(&mut self, key: &Key, object: &Arc<PolicyObject>) {
+        let entry = Entry::new(key.0, &key.1, object.clone());
+        if let Some(Placed { tier, rank, policy }) = &entry.policy {
+            let of_tier = self.policies.entry(tier.clone()).or_default();
+            of_tier.insert(rank.clone(), policy.clone());
+        }
+        self.services.insert(&key.1, &entry);
+        let noted = !entry.conditions.is_empty();
+        if noted {
+            self.noted.insert(key.clone());
+        }
+        self.stale |= noted || key.0 == PolicyKind::Tier;
+        self.entries.insert(key.clone(), entry);
+    }
+
+    fn assemble(&mut self) -> Arc<PolicySet> {
+        let (tiers, lost) = self.tiers();
+        self.stale |= lost > 0;
+        let conditions = match &self.set {
+            Some(set) if !self.stale => set.conditions.clone(),
+            _ => self.conditions(&tiers[tiers.len() - lost..]),
+        };
+        // Whoever is lost may be found by an edit that has no conditions.
+        self.stale = lost > 0;
+        let services = self.services.endpoints(&self.entries);
+        let set = Arc::new(PolicySet { tiers, services, conditions });
+        self.set = Some(set.clone());
+        set
+    }
+
+    /// Tiers that exist by order and name, then those that policies only name,
+    /// and how many these are.
+    fn tiers(&self) -> (Vec<Tier>, usize) {
         let mut known: BTreeMap<&str, (f64, TierAction)> =
             BUILT_IN_TIERS.iter().map(|(name, order, action)| (*name, (*order, *action))).collect();
-        let mut members: BTreeMap<&str, Vec<&Placed>> = BTreeMap::new();
-        for ((_, name), entry) in &self.entries {
-            if let PolicyObject::Tier(tier) = &*entry.object {
-                let built_in = known.get(name.name.as_str()).map(|(_, action)| *action);
-                let action = tier.default_action.or(built_in).unwrap_or(TierAction::Deny);
-                known.insert(&name.name, (sortable(tier.order), action));
-            }
-            if let Some(placed) = &entry.policy {
-                members.entry(&placed.tier).or_default().push(placed);
-            }
+        let first = (PolicyKind::Tier, ObjectName::default());
+        for ((_, name), entry) in self.entries.range(first..) {
+            let PolicyObject::Tier(tier) = &*entry.object else { break };
+            let built_in = known.get(name.name.as_str()).map(|(_, action)| *action);
+            let action = tier.default_action.or(built_in).unwrap_or(TierAction::Deny);
+            known.insert(&name.name, (sortable(tier.order), action));
         }
-        let lost = members.keys().any(|tier| !known.contains_key(tier));
-        for ((kind, name), entry) in self.entries.iter().filter(|_| lost) {
+        let mut order: Vec<_> =
+            known.iter().map(|(name, (order, action))| (*order, *name, *action)).collect();
+        order.sort_by(|a, b| a.0.total_cmp(&b.0).then_with(|| a.1.cmp(b.1)));
+        let lost = self.policies.keys().filter(|name| !known.contains_key(name.as_str()));
+        let lost: Vec<_> =
+            lost.map(|name| (f64::INFINITY, name.as_str(), TierAction::Deny)).collect();
+        let number = lost.len();
+        let all = order.into_iter().chain(lost).map(|(_, name, default_action)| Tier {
+            name: name.to_owned(),
+            default_action,
+            policies: self.policies.get(name).cloned().unwrap_or_default(),
+        });
+        (all.collect(), number)
+    }
+
+    /// The conditions of all objects, and of policies in tiers that are not
+    /// there.
+    fn conditions(&self, lost: &[Tier]) -> Arc<[Condition]> {
+        let noted = self.noted.iter().filter_map(|key| self.entries.get(key));
+        let mut conditions: Vec<_> = noted.flat_map(|entry| &entry.conditions).cloned().collect();
+        for ((kind, name), entry) in self.entries.iter().filter(|_| !lost.is_empty()) {
             if let Some(placed) = &entry.policy
-                && !known.contains_key(placed.tier.as_str())
+                && lost.iter().any(|tier| tier.name == placed.tier)
             {
-                Notes { kind: *kind, name, conditions }.warn(format!(
+                Notes { kind: *kind, name, conditions: &mut conditions }.warn(format!(
                     "spec.tier: there is no tier {}: the policy counts after all other tiers, and \
                      what none of its rules decides is denied; create the tier",
                     placed.tier
                 ));
             }
         }
-        let mut order: Vec<_> =
-            known.into_iter().map(|(name, (order, action))| (order, name, action)).collect();
-        order.sort_by(|a, b| a.0.total_cmp(&b.0).then_with(|| a.1.cmp(b.1)));
-        let mut tiers = Vec::with_capacity(order.len());
-        for (_, name, action) in order {
-            tiers.push(tier(name, action, members.remove(name).unwrap_or_default()));
-        }
-        tiers.extend(members.into_iter().map(|(name, of)| tier(name, TierAction::Deny, of)));
-        tiers
-    }
-
-    /// The endpoints of the services that rules name, ready or not.
-    fn services(&self) -> BTreeMap<ObjectName, Vec<ServiceEndpoint>> {
-        let mut services: BTreeMap<ObjectName, BTreeSet<ServiceEndpoint>> = self
-            .entries
-            .values()
-            .flat_map(|entry| &entry.services)
-            .map(|name| (name.clone(), BTreeSet::new()))
-            .collect();
-        if services.is_empty() {
-            return BTreeMap::new();
-        }
-        for ((_, name), entry) in &self.entries {
-            let PolicyObject::EndpointSlice(slice) = &*entry.object else { continue };
-            let Some(service) = &slice.service else { continue };
-            let service = ObjectName { namespace: name.namespace.clone(), name: service.clone() };
-            if let Some(endpoints) = services.get_mut(&service) {
-                add_endpoints(slice, endpoints);
-            }
-        }
-        services.into_iter().map(|(name, of)| (name, of.into_iter().collect())).collect()
+        conditions.into()
     }
 }
 
@@ -206,24 +228,13 @@ impl Entry {
     }
 }
 
-fn services_of(placed: &Placed) -> BTreeSet<ObjectName> {
-    let rules = [&placed.policy.ingress, &placed.policy.egress].into_iter().flatten().flatten();
-    let services = rules.flat_map(|rule| [&rule.source.service, &rule.destination.service]);
-    services.flatten().filter(|name| !name.namespace.is_empty()).cloned().collect()
-}
-
 impl Placed {
     fn new(tier: String, order: Option<f64>, policy: Policy) -> Self {
         let ObjectName { namespace, name } = &policy.name;
-        let tie = format!("{name}/{namespace}/{}", kind_in_ties(policy.source));
-        Self { tier, order: sortable(order), tie, policy: Arc::new(policy) }
+        let tie = format!("{name}/{namespace}/{}", kind_in_ties(policy.source)).into();
+        let rank = Rank { order: sortable(order), tie };
+        Self { tier, rank, policy: Arc::new(policy) }
     }
-}
-
-fn tier(name: &str, default_action: TierAction, mut policies: Vec<&Placed>) -> Tier {
-    policies.sort_by(|a, b| a.order.total_cmp(&b.order).then_with(|| a.tie.cmp(&b.tie)));
-    let policies = policies.into_iter().map(|placed| placed.policy.clone()).collect();
-    Tier { name: name.to_owned(), default_action, policies }
 }
 
 /// A missing order is last; adding zero makes the two zeros one.
@@ -283,22 +294,6 @@ fn note_unused(direction: &str, types: &str, unused: bool, notes: &mut Notes<'_>
             "spec.{direction}: the rules have no effect, because spec.{types} leaves their \
              direction out; add it or remove them"
         ));
-    }
-}
-
-fn add_endpoints(slice: &api::EndpointSlice, endpoints: &mut BTreeSet<ServiceEndpoint>) {
-    for &address in &slice.addresses {
-        let mut numbered = false;
-        for port in &slice.ports {
-            if let Some(number) = port.port {
-                numbered = true;
-                let port = Some((port.protocol, number));
-                endpoints.insert(ServiceEndpoint { address, port });
-            }
-        }
-        if !numbered {
-            endpoints.insert(ServiceEndpoint { address, port: None });
-        }
     }
 }
 

@@ -49,9 +49,9 @@ fn manifest(short: &str, name: &str, spec: &str) -> String {
 /// The only policy of a manifest.
 fn only(short: &str, name: &str, spec: &str) -> (Policy, Vec<Condition>) {
     let set = set(&manifest(short, name, spec));
-    let policies: Vec<_> = set.tiers.iter().flat_map(|tier| &tier.policies).collect();
+    let policies: Vec<_> = set.tiers.iter().flat_map(|tier| tier.policies.values()).collect();
     assert_eq!(policies.len(), 1, "{spec}");
-    ((*policies[0]).as_ref().clone(), set.conditions)
+    ((*policies[0]).as_ref().clone(), set.conditions.to_vec())
 }
 
 /// The rules of one direction of the only policy, one a line.
@@ -135,7 +135,11 @@ fn show_entity(entity: &Entity) -> String {
 }
 
 fn names(tier: &Tier) -> Vec<String> {
-    tier.policies.iter().map(|policy| policy.name.to_string()).collect()
+    tier.policies.values().map(|policy| policy.name.to_string()).collect()
+}
+
+fn place(tier: &Tier, at: usize) -> &Arc<Policy> {
+    tier.policies.values().nth(at).unwrap()
 }
 
 fn tier_named<'a>(set: &'a PolicySet, name: &str) -> &'a Tier {
@@ -239,8 +243,8 @@ fn policies_sort_by_order_then_by_name_namespace_and_kind_as_one_text() {
         ]
     );
     // Of one name and namespace, KubernetesNetworkPolicy sorts before NetworkPolicy.
-    assert_eq!(default.policies[9].source, PolicySource::KubernetesNetworkPolicy);
-    assert_eq!(default.policies[10].source, PolicySource::NetworkPolicy);
+    assert_eq!(place(default, 9).source, PolicySource::KubernetesNetworkPolicy);
+    assert_eq!(place(default, 10).source, PolicySource::NetworkPolicy);
 }
 
 #[test]
@@ -695,7 +699,10 @@ fn services_by_their_slices() {
     ]
     .concat());
     let endpoints = |name: &str| {
-        set.services[&ObjectName { namespace: "n".into(), name: name.into() }]
+        let name = ObjectName { namespace: "n".into(), name: name.into() };
+        set.services
+            .get(&name)
+            .unwrap()
             .iter()
             .map(|e| format!("{} {:?}", e.address, e.port))
             .collect::<Vec<_>>()
@@ -719,9 +726,9 @@ fn services_by_their_slices() {
         ]
     );
     let default = tier_named(&set, "default");
-    let local = default.policies.iter().find(|p| p.name.namespace == "n").unwrap();
+    let local = default.policies.values().find(|p| p.name.namespace == "n").unwrap();
     assert_eq!(shown(local.egress.as_ref().unwrap()), "Allow to[service web]");
-    let global = default.policies.iter().find(|p| p.name.namespace.is_empty()).unwrap();
+    let global = default.policies.values().find(|p| p.name.namespace.is_empty()).unwrap();
     assert_eq!(shown(global.egress.as_ref().unwrap()), "Allow to[service n/web]");
     assert_eq!(shown(global.ingress.as_ref().unwrap()), "Allow from[service n/gone]");
 }
@@ -815,7 +822,7 @@ fn unchanged_policies_stay_the_same_allocation() {
     let edited = cluster(&manifest("gnp", "b", "{order: 1}")).policy.0;
     local.policy.0.extend(edited.iter().map(|(key, object)| (key.clone(), object.clone())));
     let after = converter.policy_set(&local);
-    let policy = |set: &PolicySet, place: usize| tier_named(set, "default").policies[place].clone();
+    let policy = |set: &PolicySet, at: usize| place(tier_named(set, "default"), at).clone();
     assert!(Arc::ptr_eq(&policy(&before, 0), &policy(&after, 1)));
     assert_eq!(policy(&after, 0).name.name, "b");
 }

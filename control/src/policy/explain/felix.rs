@@ -91,7 +91,7 @@ fn unknown(
 ) -> Vec<String> {
     let owners = peer.owners.iter().filter(|it| it.kind != IdentityKind::NetworkSet);
     let owners: Vec<&Identity> = owners.copied().collect();
-    let policies = policies.tiers.iter().flat_map(|tier| &tier.policies);
+    let policies = policies.tiers.iter().flat_map(|tier| tier.policies.values());
     let rules = policies.filter(|policy| !policy.staged).flat_map(|policy| match direction {
         Direction::Ingress => policy.ingress.iter(),
         Direction::Egress => policy.egress.iter(),

@@ -429,10 +429,11 @@ fn seen_from(identity: &Identity, node: &str) -> Identity {
 fn with_staged(set: &PolicySet) -> Option<PolicySet> {
     let mut all = set.clone();
     let mut any = false;
-    for policy in all.tiers.iter_mut().flat_map(|tier| &mut tier.policies) {
-        if policy.staged {
+    for (tier, of) in all.tiers.iter_mut().zip(&set.tiers) {
+        for (rank, policy) in of.policies.iter().filter(|(_, policy)| policy.staged) {
             any = true;
-            *policy = Arc::new(Policy { staged: false, ..(**policy).clone() });
+            let enforced = Policy { staged: false, ..(**policy).clone() };
+            tier.policies.insert(rank.clone(), Arc::new(enforced));
         }
     }
     any.then_some(all)

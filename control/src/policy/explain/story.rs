@@ -189,7 +189,7 @@ fn applying<'p>(
     packet: &Packet<'_>,
 ) -> impl Iterator<Item = (&'p Policy, &'p [Rule])> {
     let (local, _) = packet.ends(direction);
-    tier.policies.iter().filter_map(move |policy| {
+    tier.policies.values().filter_map(move |policy| {
         let rules = rules(policy, direction)?;
         let selected = local.selectable().any(|owner| policy.selector.matches(&owner.labels));
         selected.then_some((&**policy, rules))
@@ -322,7 +322,7 @@ pub(super) fn decided(set: &PolicySet, decision: &Decision) -> String {
 fn decided_rule<'p>(set: &'p PolicySet, decision: &Decision) -> Option<&'p Rule> {
     let Decision::Rule { tier, source, policy, direction, index } = decision else { return None };
     let tier = set.tiers.iter().find(|it| it.name == *tier)?;
-    let mut policies = tier.policies.iter();
+    let mut policies = tier.policies.values();
     let policy = policies.find(|it| it.source == *source && it.name == *policy)?;
     rules(policy, *direction)?.get(*index)
 }

@@ -41,8 +41,7 @@ fn policy(name: &str, chosen: &str, mut ingress: Vec<Rule>) -> Policy {
 }
 
 fn tier(name: &str, policies: Vec<Policy>) -> Tier {
-    let policies = policies.into_iter().map(Arc::new).collect();
-    Tier { name: name.into(), default_action: TierAction::Deny, policies }
+    Tier::new(name, TierAction::Deny, policies)
 }
 
 fn pod(cluster: &str, name: &str, node: &str, address: &str, role: &str) -> Identity {
@@ -186,7 +185,8 @@ fn what_nearly_matched_is_told() {
 fn near_misses_are_of_the_same_protocol_and_nearest_first() {
     let mut derived = derived();
     let mut policies = (*derived.policies).clone();
-    let mut api = (*policies.tiers[2].policies[0]).clone();
+    let (rank, api) = policies.tiers[2].policies.iter().next().expect("a policy");
+    let (rank, mut api) = (rank.clone(), (**api).clone());
     let own = api.ingress.take().expect("rules");
     let mut dns = rule(Action::Allow, Entity::default(), Entity::default());
     dns.protocol = Some(17);
@@ -197,7 +197,7 @@ fn near_misses_are_of_the_same_protocol_and_nearest_first() {
     let rules = [vec![dns], own, vec![block]].concat();
     api.ingress =
         Some(rules.into_iter().enumerate().map(|(origin, of)| Rule { origin, ..of }).collect());
-    policies.tiers[2].policies[0] = Arc::new(api);
+    policies.tiers[2].policies.insert(rank, Arc::new(api));
     derived.policies = Arc::new(policies);
     derived.compiled = compile(&derived.policies, derived.identities());
     let ask = |from: &str, port: u16| {
@@ -286,11 +286,12 @@ fn what_cannot_be_answered_says_why() {
 fn several_rules_from_one_have_its_number() {
     let mut derived = derived();
     let mut policies = (*derived.policies).clone();
-    let mut api = (*policies.tiers[2].policies[0]).clone();
+    let (rank, api) = policies.tiers[2].policies.iter().next().expect("a policy");
+    let (rank, mut api) = (rank.clone(), (**api).clone());
     for rule in api.ingress.iter_mut().flatten() {
         rule.origin = 6;
     }
-    policies.tiers[2].policies[0] = Arc::new(api);
+    policies.tiers[2].policies.insert(rank, Arc::new(api));
     derived.policies = Arc::new(policies);
     derived.compiled = compile(&derived.policies, derived.identities());
     let ask = |port: u16| {

@@ -118,7 +118,7 @@ pub(super) fn distance(failed: &[String], rule: &Rule, packet: &Packet<'_>) -> u
 fn service_failures(set: &PolicySet, rule: &Rule, packet: &Packet<'_>, failed: &mut Vec<String>) {
     let L4 { protocol, destination, .. } = packet.l4;
     let endpoints = |name, addr: Addr| {
-        let all = set.services.get(name).into_iter().flatten();
+        let all = set.services.get(name).into_iter().flat_map(|all| all.iter());
         all.filter(move |endpoint| Addr::from(endpoint.address) == addr)
     };
     let source = packet.source.addr;
