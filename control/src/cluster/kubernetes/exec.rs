@@ -175,9 +175,10 @@ struct Running(Child);
 impl Running {
     async fn ended(&mut self) -> std::io::Result<(ExitStatus, Vec<u8>, Vec<u8>)> {
         let (output, complaint) = (self.0.stdout.take(), self.0.stderr.take());
-        let (output, complaint, status) =
-            tokio::try_join!(all(output), all(complaint), self.0.wait())?;
-        Ok((status, output, complaint))
+        // What it has started may go on to print. Until then it is not waited for,
+        // so that its group's id stays its own.
+        let (output, complaint) = tokio::try_join!(all(output), all(complaint))?;
+        Ok((self.0.wait().await?, output, complaint))
     }
 }
 

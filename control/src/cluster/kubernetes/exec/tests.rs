@@ -99,10 +99,16 @@ fn what_fails_is_told_without_secrets() {
 fn one_that_hangs_is_killed_with_all_that_it_started() {
     let folder = tempfile::TempDir::new().unwrap();
     let path = folder.path().join("pid").display().to_string();
-    let script = format!("sleep 1000 & echo $! > {path}; wait");
-    let message = run_with(shell(&script), Duration::from_secs(1)).map(drop).unwrap_err();
-    assert!(message.contains("has not ended for 1 s and is killed"), "{message}");
-    let started = std::fs::read_to_string(path).unwrap();
+    // Whether it waits for that itself or not.
+    for then in ["wait", "exit"] {
+        let script = format!("sleep 1000 & echo $! > {path}; {then}");
+        let message = run_with(shell(&script), Duration::from_secs(1)).map(drop).unwrap_err();
+        assert!(message.contains("has not ended for 1 s and is killed"), "{message}");
+        ends(&std::fs::read_to_string(&path).unwrap());
+    }
+}
+
+fn ends(started: &str) {
     let begun = std::time::Instant::now();
     // A zombie that nobody waits for has no command line.
     let running = || {
