@@ -161,6 +161,9 @@ fn whatever_happens_to_the_daemon() {
     let daemon = world.joined.start("first");
     daemon.wait_ready();
     assert!(world.has_program());
+    // Calico's own devices are there as ever.
+    let conditions = daemon.status().unwrap()["conditions"].to_string();
+    assert!(!conditions.contains("vxlan"), "{conditions}");
     world.assert_joined("while the daemon runs");
     world.assert_node_works("while the daemon runs");
     // Connections that were there before are not to notice anything.
@@ -271,6 +274,19 @@ fn devices_and_addresses_come_and_go() {
     wait("someone has removed the gateway", &is_joined);
     node.ip(["route flush proto 133"]).unwrap();
     wait("someone has removed the routes", &is_joined);
+
+    // Another overlay, at our port and on a part of the other cluster's range.
+    let server = joined.server().addresses()[0];
+    node.ip([
+        "link add other type vxlan id 7 dstport 4789 dev uplink".to_owned(),
+        "link set other up".to_owned(),
+        format!("route add {server}/32 dev other"),
+    ])
+    .unwrap();
+    let (port, part) = ("vxlan device other", format!("route {server}/32"));
+    wait("another overlay is there", &|| complains(port) && complains(&part) && !is_joined());
+    node.ip(["link del other"]).unwrap();
+    wait("it has gone", &|| !complains(port) && !complains(&part) && is_joined());
 
     daemon.wait_ready();
     daemon.process.signal(Signal::Term).unwrap();

@@ -100,7 +100,9 @@ pub(super) struct Interest {
     /// The MAC of each, if it was usable.
     next_hops: BTreeMap<(u32, IpAddr), Option<MacAddr>>,
     prefixes: BTreeSet<Prefix>,
-    /// By index; nothing when they don't matter.
+    /// Lengths that they have, over 128 bits.
+    prefix_lens: BTreeSet<u8>,
+    /// By index; nothing before they were looked for.
     receivers: Option<BTreeMap<u32, Receiver>>,
 }
 
@@ -126,10 +128,11 @@ impl Interest {
 
     pub(super) fn watch_routes(&mut self, prefixes: &BTreeSet<Prefix>) {
         self.prefixes.clone_from(prefixes);
+        self.prefix_lens = prefixes.iter().map(Prefix::len128).collect();
     }
 
-    pub(super) fn watch_receivers(&mut self, receivers: Option<BTreeMap<u32, Receiver>>) {
-        self.receivers = receivers;
+    pub(super) fn watch_receivers(&mut self, receivers: BTreeMap<u32, Receiver>) {
+        self.receivers = Some(receivers);
     }
 
     pub(super) fn watch_underlay(
@@ -189,7 +192,9 @@ impl Interest {
             NewRoute(route) | DelRoute(route) => Route::read(route).map(|r| self.route(&r)),
             NewNeighbour(neighbor) => Neighbor::read(neighbor).map(|n| self.neighbor(&n, true)),
             DelNeighbour(neighbor) => Neighbor::read(neighbor).map(|n| self.neighbor(&n, false)),
-            NewRule(_) | DelRule(_) => Some(Changed { adjacencies: true, ..Changed::NOTHING }),
+            NewRule(_) | DelRule(_) => {
+                Some(Changed { adjacencies: true, routes: true, ..Changed::NOTHING })
+            }
             _ => None,
         }
         .unwrap_or_default()
@@ -247,10 +252,23 @@ impl Interest {
         let first = (!route.prefix.is_v4(), route.prefix.addr());
         let next = self.vteps.range(first..).next();
         Changed {
-            routes: ours || self.prefixes.contains(&route.prefix),
+            routes: ours || self.shares(&route.prefix),
             adjacencies: next.is_some_and(|(_, vtep)| route.prefix.contains(*vtep)),
             ..Changed::NOTHING
         }
+    }
+
+    /// Whether a prefix has addresses of one of our routes. A default route
+    /// has those of all, and takes nothing from any.
+    fn shares(&self, prefix: &Prefix) -> bool {
+        let (addr, offset) = (prefix.addr().to_ip(), prefix.len128() - prefix.len());
+        let mut lens = self.prefix_lens.iter().filter(|len| **len <= prefix.len128());
+        let around = lens.any(|len| {
+            Prefix::new(addr, len.saturating_sub(offset))
+                .is_some_and(|around| self.prefixes.contains(&around))
+        });
+        let next = self.prefixes.range(prefix..).next();
+        around || (!prefix.is_empty() && next.is_some_and(|next| next.overlaps(prefix)))
     }
 
     fn neighbor(&self, neighbor: &Neighbor, added: bool) -> Changed {

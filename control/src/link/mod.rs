@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! ensure_gateway   the veth pair between kernel and workers     gateway
-//! sync_routes      remote pod ranges point at the gateway       routes
+//! sync_routes      remote pod ranges point at the gateway       routes, overlap
 //! underlay         the devices that VXLAN leaves by             underlay
 //! receivers        the kernel's own vxlan devices beside us     vxlan
 //! adjacencies      next-hop MAC of every VTEP, kept fresh       adjacency
@@ -26,6 +26,7 @@ mod adjacency;
 mod events;
 mod gateway;
 mod kernel;
+mod overlap;
 mod routes;
 mod socket;
 mod sysctl;
@@ -44,6 +45,7 @@ use tieline_dataplane::wire::MacAddr;
 
 pub use events::Changed;
 pub use gateway::{Gateway, GatewaySpec};
+pub(crate) use overlap::is_calico;
 pub use routes::{ROUTE_PROTOCOL, RouteChanges, RouteSettings};
 pub use underlay::{Underlay, UnderlayDevice};
 pub use vxlan::Receiver;

@@ -2,7 +2,7 @@
 //!
 //! Ours are the routes of the main table with our protocol number on the
 //! gateway device, and all of those. Any other route stays; one that takes
-//! the place of ours is reported.
+//! the place of ours is reported, and so is what `overlap` finds.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -147,13 +147,16 @@ impl Netlink {
             .map(|prefix| (*prefix, desired(*prefix, ours, settings, &held)))
             .collect();
         self.interest.watch_routes(prefixes);
-        let plan = plan(&wanted, &self.main_routes().await?, ours);
+        let main = self.routes_in(RouteHeader::RT_TABLE_MAIN.into()).await?;
+        let plan = plan(&wanted, &main, ours);
         let mut changes =
             RouteChanges { conditions: forwarding_conditions(prefixes), ..Default::default() };
         for other in &plan.blocked {
             let condition = self.blocked_condition(other).await?;
             changes.conditions.push(condition);
         }
+        let overlaps = self.overlap_conditions(&wanted, &main, gateway.device_index).await?;
+        changes.conditions.extend(overlaps);
         for route in &plan.add {
             let outcome = self.requests.create(message(route)).await;
             changes.added += self.settle(outcome, route, gateway, &mut changes.conditions)?;
@@ -202,13 +205,16 @@ impl Netlink {
         }
     }
 
-    async fn main_routes(&self) -> Result<Vec<Route>, LinkError> {
+    pub(super) async fn routes_in(&self, table: u32) -> Result<Vec<Route>, LinkError> {
         let mut routes = Vec::new();
         let families = [IpAddr::V4(NEXT_HOP_V4), IpAddr::V6(NEXT_HOP_V6)].map(family);
         for family in families {
             let mut message = RouteMessage::default();
             message.header.address_family = family;
-            message.header.table = RouteHeader::RT_TABLE_MAIN;
+            match u8::try_from(table) {
+                Ok(table) => message.header.table = table,
+                Err(_) => message.attributes.push(RouteAttribute::Table(table)),
+            }
             match self.requests.dump(RouteNetlinkMessage::GetRoute(message)).await {
                 Ok(answers) => routes.extend(answers.iter().filter_map(|answer| match answer {
                     RouteNetlinkMessage::NewRoute(message) => Route::read(message),
@@ -220,31 +226,38 @@ impl Netlink {
             }
         }
         // A dump of IPv6 routes includes clones of other tables on old kernels.
-        routes.retain(|route| route.table == u32::from(RouteHeader::RT_TABLE_MAIN));
+        routes.retain(|route| route.table == table);
         Ok(routes)
     }
 
     async fn blocked_condition(&self, other: &Route) -> Result<Condition, LinkError> {
-        let mut words = Vec::new();
-        words.extend(other.next_hop.map(|next_hop| format!("via {next_hop}")));
-        if let Some(device) = other.device {
-            words.push(format!("dev {}", self.device_name(device).await?));
-        }
-        if !other.unicast {
-            words.push("as a blackhole or the like".to_owned());
-        }
-        words.push(format!("proto {} metric {}", other.protocol, other.metric));
+        let name = match other.device {
+            Some(device) => Some(self.device_name(device).await?),
+            None => None,
+        };
         let message = format!(
             "the node routes it {} already, so its packets do not reach the remote cluster; \
              remove that route (ip route del {}) or stop what makes it",
-            words.join(" "),
+            way(other, name.as_deref()),
             other.prefix,
         );
         Ok(condition(Severity::Error, other.prefix, message))
     }
 }
 
-fn condition(severity: Severity, prefix: Prefix, message: String) -> Condition {
+/// Where a route leads and whose it is, as `ip` has it.
+pub(super) fn way(route: &Route, device: Option<&str>) -> String {
+    let mut words = Vec::new();
+    words.extend(route.next_hop.map(|next_hop| format!("via {next_hop}")));
+    words.extend(device.map(|device| format!("dev {device}")));
+    if !route.unicast {
+        words.push("as a blackhole or the like".to_owned());
+    }
+    words.push(format!("proto {} metric {}", route.protocol, route.metric));
+    words.join(" ")
+}
+
+pub(super) fn condition(severity: Severity, prefix: Prefix, message: String) -> Condition {
     Condition { severity, cluster: ClusterId::Local, object: format!("route {prefix}"), message }
 }
 

@@ -1,5 +1,5 @@
 //! The kernel's own vxlan devices, which receive the same packets as we do when
-//! we take but copies.
+//! we take but copies, and none of them when we take the packets themselves.
 
 use std::collections::BTreeMap;
 
@@ -70,12 +70,7 @@ impl Netlink {
             _ => None,
         });
         let receivers: BTreeMap<u32, Receiver> = receivers.collect();
-        self.interest.watch_receivers(Some(receivers.clone()));
+        self.interest.watch_receivers(receivers.clone());
         Ok(receivers.into_values().collect())
-    }
-
-    /// [`Netlink::changed`] tells no more of the kernel's vxlan devices.
-    pub fn forget_receivers(&mut self) {
-        self.interest.watch_receivers(None);
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tieline_dataplane::addr::Addr;
 use tieline_dataplane::outer::{OVERHEAD_V4, OVERHEAD_V6};
 use tieline_dataplane::tables::Overlay;
-use tieline_dataplane::wire::MacAddr;
+use tieline_dataplane::wire::{MacAddr, Vni};
 use tieline_dataplane::worker::{Idle, WorkerConfig};
 use tieline_dataplane::xsk;
 use tracing::{info, warn};
@@ -17,7 +17,7 @@ use super::ports::{Dataplane, DevicePlan, PortPlan};
 use super::spread::{Share, spread};
 use crate::causes::with_causes;
 use crate::derive::Derived;
-use crate::link::{Changed, GatewaySpec, LinkError, RouteSettings};
+use crate::link::{Changed, GatewaySpec, LinkError, Receiver, RouteSettings};
 use crate::resolve::{Resolved, RouteTarget};
 use crate::state::{ClusterId, Condition, Severity};
 
@@ -262,28 +262,23 @@ impl Daemon {
     }
 
     /// Where we take but copies, a vxlan device of the kernel's own may deliver
-    /// what policy denies.
+    /// what policy denies. Where we take the packets themselves, it gets none
+    /// of those that come from other clusters' nodes.
     async fn look_for_receivers(&mut self) -> Result<Vec<Condition>, LinkError> {
         let (Some(derived), Some(dataplane)) = (&self.derived, &self.dataplane) else {
             return Ok(Vec::new());
         };
-        if !dataplane.takes_copies() {
-            self.netlink.forget_receivers();
-            return Ok(Vec::new());
-        }
         let (vni, port) = (derived.resolved.own.vni, derived.resolved.own.port);
+        let copies = dataplane.takes_copies();
         let receivers = self.netlink.receivers().await?;
-        let receivers = receivers.iter().filter(|receiver| receiver.takes(vni, port));
-        let condition = |receiver: &crate::link::Receiver| {
-            let message = format!(
-                "receives VNI {} at UDP port {port} as well, and packet sockets leave the kernel a \
-                 copy of every frame: it delivers what policy denies; let AF_XDP be used (see \
-                 underlay.mode), or remove the device if nobody needs it",
-                vni.get()
-            );
-            complaint(&format!("vxlan device {}", receiver.device), &message)
+        let told = |receiver: &Receiver| {
+            if copies {
+                receiver.takes(vni, port).then(|| delivers_denied(receiver, vni))
+            } else {
+                gets_nothing(receiver, vni, port)
+            }
         };
-        Ok(receivers.map(condition).collect())
+        Ok(receivers.iter().filter_map(told).collect())
     }
 
     async fn reconcile_adjacencies(&mut self) -> Result<(), LinkError> {
@@ -358,6 +353,40 @@ fn complaint(object: &str, error: &dyn std::fmt::Display) -> Condition {
     }
 }
 
+fn delivers_denied(receiver: &Receiver, vni: Vni) -> Condition {
+    let message = format!(
+        "receives VNI {} at UDP port {} as well, and packet sockets leave the kernel a copy of \
+         every frame: it delivers what policy denies; let AF_XDP be used (see underlay.mode), or \
+         remove the device if nobody needs it",
+        vni.get(),
+        receiver.port
+    );
+    complaint(&format!("vxlan device {}", receiver.device), &message)
+}
+
+/// Another overlay at our UDP port. Calico's own device is the same overlay:
+/// between this cluster's nodes it gets its packets, and needs no others.
+fn gets_nothing(receiver: &Receiver, vni: Vni, port: u16) -> Option<Condition> {
+    if receiver.port != port || crate::link::is_calico(&receiver.device) {
+        return None;
+    }
+    let (what, fate) = match receiver.vni {
+        None => ("all VNIs".to_owned(), "judged by policy, or dropped for their VNI"),
+        Some(own) if own == vni.get() => (format!("VNI {own}, which is the overlay's"), "taken"),
+        Some(own) => (format!("VNI {own}"), "dropped (unknown_vni)"),
+    };
+    Some(Condition {
+        severity: Severity::Warning,
+        cluster: ClusterId::Local,
+        object: format!("vxlan device {}", receiver.device),
+        message: format!(
+            "another overlay receives {what} at UDP port {port}, where Tieline takes all that the \
+             nodes of other clusters send: packets to it that come from those are {fate}; give it \
+             another port, or remove it if nobody needs it"
+        ),
+    })
+}
+
 /// What holds for the overlay as a whole. `gateway` has the MACs of frames to
 /// the kernel: destination and source.
 pub(crate) fn overlay(
@@ -429,6 +458,28 @@ mod tests {
         let condition = other_count(Some(8), Some(4)).expect("4 queues");
         assert_eq!((condition.severity, &*condition.object), (Severity::Warning, "workers.count"));
         assert!(condition.message.starts_with("4 workers run, not 8: "), "{}", condition.message);
+    }
+
+    #[test]
+    fn another_overlay_at_our_port_is_named() {
+        let vni = Vni::new(4096).unwrap();
+        let of = |device: &str, vni_of: Option<u32>, port| {
+            let receiver = Receiver { device: device.into(), vni: vni_of, port };
+            gets_nothing(&receiver, vni, 4789)
+                .map(|condition| (condition.severity, condition.object, condition.message))
+        };
+        assert_eq!(of("vxlan.calico", Some(4096), 4789), None);
+        assert_eq!(of("vxlan-v6.calico", None, 4789), None);
+        assert_eq!(of("flannel.1", Some(1), 8472), None);
+        for (vni_of, words) in [
+            (Some(1), "receives VNI 1 at UDP port 4789"),
+            (Some(4096), "VNI 4096, which is the overlay's"),
+            (None, "receives all VNIs at"),
+        ] {
+            let (severity, object, message) = of("other", vni_of, 4789).unwrap();
+            assert_eq!((severity, &*object), (Severity::Warning, "vxlan device other"));
+            assert!(message.contains(words), "{message}");
+        }
     }
 
     #[test]

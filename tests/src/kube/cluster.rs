@@ -19,6 +19,8 @@ const ETCD_PEER: &str = "http://127.0.0.1:2380";
 /// Address of an API server that is alone (RFC 5737).
 const ALONE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const ADMIN_TOKEN: &str = "admin-of-the-test";
+/// Whose certificates clients may have.
+const CLIENTS: &str = "clients.crt";
 /// Those that a test sees the work of.
 const CONTROLLERS: &str = "serviceaccount-token-controller,serviceaccount-controller,\
                            endpointslice-controller,namespace-controller,\
@@ -64,6 +66,18 @@ impl ApiCluster {
 
     /// Starts a cluster in a namespace that is there, and has this address.
     pub fn start(lab: &Lab, program: &Path, name: &str, netns: Netns, address: IpAddr) -> Self {
+        Self::start_with(lab, program, name, netns, address, None)
+    }
+
+    /// The same, with an authority (PEM) whose certificates tell who a client is.
+    pub fn start_with(
+        lab: &Lab,
+        program: &Path,
+        name: &str,
+        netns: Netns,
+        address: IpAddr,
+        clients: Option<&str>,
+    ) -> Self {
         let dir = lab.dir().join(format!("kube-{name}"));
         let mut cluster = Self {
             name: name.to_owned(),
@@ -82,6 +96,9 @@ impl ApiCluster {
         cluster.make_certificate("serving");
         let admin = format!("{ADMIN_TOKEN},admin,admin,\"system:masters\"\n");
         fs::write(cluster.dir.join("tokens.csv"), admin).unwrap();
+        if let Some(authority) = clients {
+            fs::write(cluster.dir.join(CLIENTS), authority).unwrap();
+        }
         cluster.start_etcd();
         cluster.start_api();
         cluster.start_controllers();
@@ -272,6 +289,9 @@ impl ApiCluster {
             "--allow-privileged=true".to_owned(),
             format!("--token-auth-file={}", at("tokens.csv")),
         ]);
+        if self.dir.join(CLIENTS).exists() {
+            command.arg(format!("--client-ca-file={}", at(CLIENTS)));
+        }
         self.api = Some(self.netns.spawn(&self.log("apiserver"), command).unwrap());
     }
 

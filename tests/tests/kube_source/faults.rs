@@ -12,7 +12,7 @@ use tieline_tests::kube::{ApiCluster, program};
 use crate::federation::Joined;
 use crate::same::fill;
 
-const ACCOUNT: &str = "tigera-federation-remote-cluster";
+pub(crate) const ACCOUNT: &str = "tigera-federation-remote-cluster";
 
 fn manifest(name: &str) -> String {
     let path = format!("{}/../config/manifests/{name}", env!("CARGO_MANIFEST_DIR"));
@@ -20,9 +20,9 @@ fn manifest(name: &str) -> String {
 }
 
 /// Two clusters that reach each other: one that joins, and one that is joined.
-struct Pair {
-    local: ApiCluster,
-    remote: ApiCluster,
+pub(crate) struct Pair {
+    pub(crate) local: ApiCluster,
+    pub(crate) remote: ApiCluster,
     _lab: Lab,
 }
 
@@ -34,6 +34,11 @@ impl Pair {
         let segment = underlay.segment().unwrap();
         let local = ApiCluster::on(&lab, program, "a", &mut underlay, segment);
         let remote = ApiCluster::on(&lab, program, "b", &mut underlay, segment);
+        Some(Self::of(lab, local, remote))
+    }
+
+    /// Of two clusters that are empty, whether they reach each other or not.
+    pub(crate) fn of(lab: Lab, local: ApiCluster, remote: ApiCluster) -> Self {
         local.apply(&Group::Storage.crds());
         for name in ["remoteclusterconfigurations.yaml", "kubernetes.yaml"] {
             local.apply(&manifest(name));
@@ -44,7 +49,7 @@ impl Pair {
         assert!(local.kubectl_with(&local.admin(), &args, Some(&access)).status.success());
         let pair = Self { local, remote, _lab: lab };
         pair.prepare_remote();
-        Some(pair)
+        pair
     }
 
     fn prepare_remote(&self) {
@@ -52,7 +57,7 @@ impl Pair {
         self.remote.apply(&manifest("remote-access.yaml"));
     }
 
-    fn rcc(&self, name: &str, spec: &str) {
+    pub(crate) fn rcc(&self, name: &str, spec: &str) {
         self.local.apply(&format!(
             "apiVersion: projectcalico.org/v3\nkind: RemoteClusterConfiguration\n\
              metadata: {{name: {name}}}\nspec: {spec}\n"
@@ -60,7 +65,7 @@ impl Pair {
     }
 
     /// Writes the Secret; keys that are empty are left out.
-    fn secret(&self, datastore: &str, kubeconfig: &str) {
+    pub(crate) fn secret(&self, datastore: &str, kubeconfig: &str) {
         let mut data = serde_json::Map::new();
         for (key, value) in [("datastoreType", datastore), ("kubeconfig", kubeconfig)] {
             if !value.is_empty() {
@@ -75,12 +80,12 @@ impl Pair {
         self.local.apply(&secret.to_string());
     }
 
-    fn kubeconfig(&self) -> String {
+    pub(crate) fn kubeconfig(&self) -> String {
         guide_kubeconfig(&self.remote, "kube-system", ACCOUNT)
     }
 }
 
-const BY_SECRET: &str = "{clusterAccessSecret: {kind: Secret, name: b, namespace: remotes}, \
+pub(crate) const BY_SECRET: &str = "{clusterAccessSecret: {kind: Secret, name: b, namespace: remotes}, \
                          syncOptions: {overlayRoutingMode: Enabled}}";
 
 #[test]

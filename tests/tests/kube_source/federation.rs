@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use tieline::cluster::kubernetes::Access;
+use tieline::cluster::kubernetes::{Access, Options};
 use tieline::federation::{
     Datastore, Federation, FederationConfig, FederationStatus, RemoteState, StalePolicy,
 };
@@ -49,13 +49,15 @@ pub(crate) struct Joined(Arc<Mutex<Option<Told>>>);
 impl Joined {
     /// With the rights that are shipped.
     pub(crate) fn new(local: &ApiCluster) -> Self {
+        Self::with(local, options())
+    }
+
+    /// The same, reading clusters in another way.
+    pub(crate) fn with(local: &ApiCluster, options: Options) -> Self {
         let kubeconfig = account_kubeconfig(local, "tieline-system", "tieline");
         let config = FederationConfig {
             node: "node-a".into(),
-            datastore: Datastore::Kubernetes {
-                access: Access::Kubeconfig(kubeconfig),
-                options: options(),
-            },
+            datastore: Datastore::Kubernetes { access: Access::Kubeconfig(kubeconfig), options },
             include_local_vteps: false,
             stale: StalePolicy::Keep,
         };

@@ -5,4 +5,6 @@ mod faults;
 mod federation;
 mod follower;
 mod order;
+mod proxy;
 mod same;
+mod ways;

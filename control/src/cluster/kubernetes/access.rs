@@ -12,7 +12,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use k8s_openapi::ByteString;
-use kube::config::{AuthInfo, Cluster, KubeConfigOptions, Kubeconfig, KubeconfigError};
+use kube::config::{
+    AuthInfo, Cluster, ExecInteractiveMode, KubeConfigOptions, Kubeconfig, KubeconfigError,
+};
 use kube::{Config, config::LoadDataError};
 use serde_json::Value;
 use sha1::{Digest, Sha1};
@@ -132,6 +134,9 @@ pub(super) fn fingerprint(config: &Config) -> super::Fingerprint {
         .map(named)
         .for_each(|it| add(&it));
     add(&serde_json::to_vec(user).unwrap_or_default());
+    let proxy = config.proxy_url.as_ref().map(ToString::to_string);
+    let name = &config.tls_server_name;
+    add(format!("{proxy:?} {name:?} {}", config.accept_invalid_certs).as_bytes());
     hash.finalize().into()
 }
 
@@ -279,6 +284,15 @@ async fn kubeconfig(
     let options = KubeConfigOptions::default();
     let loaded = Config::from_custom_kubeconfig(config, &options);
     let config = loaded.await.map_err(|cause| unloadable(cause, &cluster_at))?;
+    if let Some(proxy) = &config.proxy_url {
+        let known = matches!(proxy.scheme_str(), Some("http" | "https" | "socks5"));
+        if !known || proxy.host().is_none_or(str::is_empty) {
+            // It may hold a password, so it is not repeated.
+            let reason = "is no URL of a proxy; write one such as http://10.0.0.1:3128, https or \
+                          socks5";
+            return Err(error(cluster_at("proxy-url"), reason));
+        }
+    }
     if config.root_cert.as_ref().is_some_and(Vec::is_empty) {
         let reason = "holds no certificate; put one there, base64 of PEM";
         return Err(error(cluster_at("certificate-authority-data"), reason));
@@ -331,6 +345,17 @@ fn check_user(
         let reason = "runs a program on this node to get credentials, which is off; use a service \
                       account's token, or set datastore.exec-plugins";
         return Err(error(at(field), reason));
+    }
+    if let Some(exec) = &mut user.exec {
+        if exec.command.as_deref().unwrap_or_default().is_empty() {
+            return Err(error(at("exec.command"), "is missing; name the program"));
+        }
+        if exec.interactive_mode == Some(ExecInteractiveMode::Always) {
+            let reason = "is Always, but there is nobody to ask; use a program that needs nobody, \
+                          and write Never";
+            return Err(error(at("exec.interactiveMode"), reason));
+        }
+        exec.interactive_mode = Some(ExecInteractiveMode::Never);
     }
     let instead = "put its content into the field of the same name with -data";
     if user.client_certificate_data.is_none() {

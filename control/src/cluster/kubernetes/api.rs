@@ -36,18 +36,13 @@ pub(super) struct Api {
 impl Api {
     /// The server that a configuration names.
     pub(super) async fn new(mut config: Config, patience: Duration) -> Result<Self, Failure> {
-        let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
+        let server = named(&config);
         config.connect_timeout = Some(patience);
         // Watches are silent for minutes; who asks minds the time by itself.
         config.read_timeout = None;
         config.default_retry = false;
-        // Making a client may run a program, which may take its time.
-        let made = tokio::task::spawn_blocking(move || Client::try_from(config)).await;
-        match made {
-            Ok(Ok(client)) => Ok(Self { client, server, patience }),
-            Ok(Err(error)) => Err(Failure { server, cause: unmade(&error, patience) }),
-            Err(error) => Err(Failure { server, cause: Cause::Other(error.to_string()) }),
-        }
+        let client = client(config, patience).await?;
+        Ok(Self { client, server, patience })
     }
 
     pub(super) fn failure(&self, cause: Cause) -> Failure {
@@ -146,6 +141,29 @@ impl Api {
         let response = self.send(path).await?;
         Ok(Lines { api: self.clone(), body: response.into_body(), buffer: Vec::new() })
     }
+}
+
+/// A client for the server that a configuration names.
+pub(super) async fn client(config: Config, patience: Duration) -> Result<Client, Failure> {
+    let server = named(&config);
+    // Making a client may run a program, which may take its time.
+    let made = tokio::task::spawn_blocking(move || Client::try_from(config));
+    let cause = match timeout(3 * patience, made).await {
+        Ok(Ok(Ok(client))) => return Ok(client),
+        Ok(Ok(Err(error))) => unmade(&error, patience),
+        Ok(Err(error)) => Cause::Other(error.to_string()),
+        Err(_) => Cause::Other("the program that gets its credentials has not ended".to_owned()),
+    };
+    Err(Failure { server, cause })
+}
+
+/// The server, and what else is between. A proxy's URL may have a password.
+fn named(config: &Config) -> String {
+    let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
+    let Some(proxy) = &config.proxy_url else { return server };
+    let (scheme, host) = (proxy.scheme_str().unwrap_or("http"), proxy.host().unwrap_or_default());
+    let port = proxy.port().map(|port| format!(":{port}")).unwrap_or_default();
+    format!("{server} (through the proxy {scheme}://{host}{port})")
 }
 
 /// Why there is no client.

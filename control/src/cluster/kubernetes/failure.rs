@@ -5,6 +5,7 @@ use std::error::Error;
 use std::io;
 use std::time::Duration;
 
+use kube::client::AuthError;
 use rustls::{AlertDescription, CertificateError};
 
 use super::wire::Status;
@@ -40,6 +41,9 @@ pub enum Cause {
     /// The connection has ended in the middle of something.
     #[error("has broken off the connection ({0}); check that the API server runs")]
     BrokenOff(String),
+    /// The proxy before it does not let us through.
+    #[error("is not reached: the proxy {0}")]
+    Proxy(String),
     /// Its certificate is of an authority that is not trusted.
     #[error(
         "has a certificate of an authority that is not trusted; put the authority's certificate \
@@ -147,12 +151,13 @@ impl Cause {
 
     /// From an error of the client, which waits no longer than `patience`.
     pub(super) fn of_error(error: &kube::Error, patience: Duration) -> Self {
-        if let kube::Error::Auth(error) = error {
-            return Self::Other(format!("its credentials can't be had: {error}"));
-        }
         let mut found = None;
         visit(error, &mut |error| {
-            let cause = if let Some(error) = error.downcast_ref::<rustls::Error>() {
+            let cause = if let Some(error) = error.downcast_ref::<AuthError>() {
+                Some(Self::Other(format!("its credentials can't be had: {}", unhad(error))))
+            } else if let Some(words) = of_proxy(error) {
+                Some(Self::Proxy(words))
+            } else if let Some(error) = error.downcast_ref::<rustls::Error>() {
                 Some(Self::of_tls(error))
             } else if let Some(error) = error.downcast_ref::<io::Error>() {
                 Self::of_io(error)
@@ -217,6 +222,64 @@ impl Cause {
             _ => Self::Tls(error.to_string()),
         }
     }
+}
+
+/// Why there are no credentials: what a program has printed is not repeated,
+/// nor its arguments and environment.
+fn unhad(error: &AuthError) -> String {
+    match error {
+        AuthError::AuthExecRun { out, .. } => {
+            let said = String::from_utf8_lossy(&out.stderr);
+            format!("a program of the kubeconfig has failed ({}) and says: {}", out.status, said)
+        }
+        AuthError::AuthExecParse(_) | AuthError::ParseTokenKey(_) => {
+            "a program of the kubeconfig prints no credentials".to_owned()
+        }
+        error => error.to_string(),
+    }
+}
+
+/// What is wrong with a proxy, if an error comes from there. The types of
+/// these errors can't be named, so they are known by what they say.
+fn of_proxy(error: &(dyn Error + 'static)) -> Option<String> {
+    const CHECK: &str = "check that it runs, and `proxy-url`";
+    let said = error.to_string();
+    if let Some(words) = said.strip_prefix("SOCKS error: ") {
+        return Some(match words {
+            "failed to create underlying connection" => format!("can't be reached; {CHECK}"),
+            words => format!("refuses ({words}); see its log, and check `proxy-url`"),
+        });
+    }
+    Some(match said.strip_prefix("tunnel error: ")? {
+        "proxy authorization required" => "asks for credentials (407 Proxy Authentication \
+                                           Required); put them into `proxy-url`, as in \
+                                           http://USER:PASSWORD@HOST:PORT"
+            .to_owned(),
+        "unsuccessful" => "does not connect to the API server; see its log, and check that it \
+                           allows CONNECT to `server` and reaches it"
+            .to_owned(),
+        words => {
+            let mut cause = None;
+            visit(error, &mut |inner| {
+                let io = inner.downcast_ref::<io::Error>().and_then(Cause::of_io);
+                let found = match io {
+                    Some(Cause::Refused) => Some("refuses connections".to_owned()),
+                    Some(Cause::Unreachable(words)) => Some(format!("can't be reached ({words})")),
+                    Some(Cause::BrokenOff(words)) => {
+                        Some(format!("has broken off the connection ({words})"))
+                    }
+                    _ if inner.to_string() == "dns error" => Some("is not found".to_owned()),
+                    _ => None,
+                };
+                cause = cause.take().or(found);
+            });
+            let cause = cause.unwrap_or_else(|| match error.source() {
+                None => format!("does not connect ({words})"),
+                Some(inner) => format!("can't be reached ({})", chain(inner)),
+            });
+            format!("{cause}; {CHECK}")
+        }
+    })
 }
 
 /// Shows an error and its causes, those too that are only wrapped.

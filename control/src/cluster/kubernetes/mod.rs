@@ -9,6 +9,7 @@
 //! ```text
 //! access     kubeconfigs, Secrets and fields -> how to reach a server
 //! secret     the Secret of a RemoteClusterConfiguration, followed
+//! exec       programs that print credentials
 //! api        requests to one server          failure   what goes wrong, in words
 //! follow     one kind: lists and watches
 //! wire       pages and events, shape: what is read of an object
@@ -22,6 +23,7 @@
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio::time::timeout_at;
 
 use super::object::Kind;
 use super::{Feed, Source, SourceEvent, View};
@@ -29,6 +31,7 @@ use crate::state::ClusterId;
 
 pub mod access;
 mod api;
+mod exec;
 pub mod failure;
 mod follow;
 pub mod gathered;
@@ -93,8 +96,8 @@ pub async fn client(
     if before == Some(fingerprint) {
         return Ok(None);
     }
-    let client = kube::Client::try_from(config).map_err(|error| error.to_string())?;
-    Ok(Some((client, fingerprint)))
+    let client = api::client(config, options.patience).await;
+    Ok(Some((client.map_err(|failure| failure.to_string())?, fingerprint)))
 }
 
 /// What feeds tell, for who wants to see it.
@@ -168,7 +171,7 @@ impl KubernetesSource {
             let mut pause = backoff.next();
             match ended {
                 Err(error) => outbox.unconfigured(error.to_string()).await,
-                Ok(Ended::Regroup) => {}
+                Ok(Ended::Regroup | Ended::Renew) => {}
                 Ok(Ended::Failed(failure)) => {
                     pause = pause.max(failure.cause.retry_after().unwrap_or_default());
                     outbox.lost(format!("{}: {failure}", self.access)).await;
@@ -188,10 +191,16 @@ impl KubernetesSource {
         gathered: &mut Gathered,
         outbox: &mut Outbox,
     ) -> Result<Ended, AccessError> {
-        let config = credentials.load().await?;
-        Ok(match Api::new(config, self.options.patience).await {
-            Err(failure) => Ended::Failed(failure),
-            Ok(api) => session(&api, &self.options, gathered, outbox, self.tap.as_ref()).await,
+        let (config, renewal) = credentials.load().await?;
+        let api = match Api::new(config, self.options.patience).await {
+            Err(failure) => return Ok(Ended::Failed(failure)),
+            Ok(api) => api,
+        };
+        let session = session(&api, &self.options, gathered, outbox, self.tap.as_ref());
+        Ok(match renewal {
+            None => session.await,
+            // What is known stays, as with a Secret that has changed.
+            Some(at) => timeout_at(at, session).await.unwrap_or(Ended::Renew),
         })
     }
 }

@@ -8,10 +8,12 @@ use kube::Config;
 use serde_json::Value;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::Options;
 use super::access::{Access, AccessError, of_secret};
 use super::api::Api;
+use super::exec;
 use super::follow::{Backoff, Target, Teller, follow};
 use super::gathered::{Change, Step};
 use super::resources::SECRET;
@@ -19,6 +21,9 @@ use crate::state::ObjectName;
 
 /// How often files that say how to reach a cluster are looked at.
 const LOOK: Duration = Duration::from_secs(5);
+/// A program may take as many times as long as the server may take to answer:
+/// it often asks others.
+const PROGRAM: u32 = 3;
 /// A Secret's watch that has been silent for this long is begun anew.
 const RENEW: Duration = Duration::from_secs(120);
 
@@ -30,6 +35,8 @@ type Known = Option<Result<Arc<Value>, String>>;
 pub(super) struct Credentials {
     access: Access,
     exec_plugins: bool,
+    /// How long a program that prints them may take.
+    patience: Duration,
     /// The Secret as it is now, if they are in one.
     secret: Option<watch::Receiver<Known>>,
     /// Follows the Secret; ends with this.
@@ -51,6 +58,7 @@ pub(super) fn credentials(access: &Access, options: &Options) -> (Credentials, C
     let mut credentials = Credentials {
         access: access.clone(),
         exec_plugins: options.exec_plugins,
+        patience: PROGRAM * options.patience,
         secret: None,
         _task: JoinSet::new(),
     };
@@ -97,8 +105,13 @@ impl Changes {
 }
 
 impl Credentials {
-    /// How to reach the cluster, as it is now.
-    pub(super) async fn load(&self) -> Result<Config, AccessError> {
+    /// How to reach the cluster, as it is now, and when to ask again if that will
+    /// not do for ever.
+    pub(super) async fn load(&self) -> Result<(Config, Option<Instant>), AccessError> {
+        log_in(self.config().await?, &self.access, self.patience).await
+    }
+
+    async fn config(&self) -> Result<Config, AccessError> {
         let (Access::Secret { name, .. }, Some(secret)) = (&self.access, &self.secret) else {
             return self.access.load(self.exec_plugins).await;
         };
@@ -119,13 +132,29 @@ impl Credentials {
     }
 }
 
+/// Runs the program of a kubeconfig, if it has one.
+async fn log_in(
+    config: Config,
+    access: &Access,
+    within: Duration,
+) -> Result<(Config, Option<Instant>), AccessError> {
+    exec::log_in(config, within)
+        .await
+        .map_err(|error| AccessError { place: access.to_string(), reason: error.to_string() })
+}
+
 /// Follows a Secret.
 async fn read(name: ObjectName, through: Access, options: Options, known: watch::Sender<Known>) {
     let mut backoff = Backoff::default();
     loop {
-        let reason = match through.load(options.exec_plugins).await {
+        let config = async {
+            let config = through.load(options.exec_plugins).await?;
+            log_in(config, &through, PROGRAM * options.patience).await
+        };
+        let reason = match config.await {
             Err(error) => error.to_string(),
-            Ok(config) => match Api::new(config, options.patience).await {
+            // A watch that outlives a token goes on; the next attempt has another.
+            Ok((config, _)) => match Api::new(config, options.patience).await {
                 Err(failure) => failure.to_string(),
                 Ok(api) => follow_secret(&api, &name, &known, &mut backoff).await,
             },

@@ -34,6 +34,8 @@ pub(super) enum Ended {
     Failed(Failure),
     /// What is to be read has changed.
     Regroup,
+    /// Credentials are about to expire.
+    Renew,
 }
 
 /// Reads until something fails. Tells whole views only.

@@ -129,6 +129,13 @@ fn routes_count_when_they_are_ours_or_lead_to_a_vtep() {
     check(DelRoute(route("10.61.0.0/26", ROUTE_PROTOCOL, 77)), Changed::NOTHING);
     check(NewRoute(route("10.60.0.0/26", 12, 77)), ROUTES);
     check(NewRoute(route("10.65.0.1/32", 80, 77)), Changed::NOTHING);
+    // To a part of a range, or to more than it.
+    for overlapping in ["10.60.0.8/29", "10.60.0.63/32", "10.0.0.0/8"] {
+        check(NewRoute(route(overlapping, 12, 77)), ROUTES);
+    }
+    for beside in ["10.60.0.64/32", "10.59.255.255/32", "10.60.1.0/24", "10.61.0.0/16"] {
+        check(NewRoute(route(beside, 12, 77)), Changed::NOTHING);
+    }
     for covering in ["203.0.113.0/24", "203.0.113.7/32", "0.0.0.0/0", "fd00:3::/64", "::/0"] {
         check(NewRoute(route(covering, 12, 77)), ADJACENCIES);
     }
@@ -183,5 +190,7 @@ fn our_own_doing_does_not_count() {
 fn lost_events_and_new_rules_count() {
     let overrun = NetlinkMessage::new(NetlinkHeader::default(), NetlinkPayload::Overrun(vec![]));
     assert_eq!(interest().judge(&overrun), Changed::ALL);
-    check(RouteNetlinkMessage::NewRule(Default::default()), ADJACENCIES);
+    // A rule may lead to a VTEP, or away from our routes.
+    let both = Changed { adjacencies: true, routes: true, ..Changed::NOTHING };
+    check(RouteNetlinkMessage::NewRule(Default::default()), both);
 }

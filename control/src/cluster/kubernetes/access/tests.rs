@@ -59,16 +59,59 @@ fn kubeconfigs_are_refused_with_the_field() {
         ),
         (
             "6443'",
+            "6443', proxy-url: 'ftp://me:secret@a:1'",
+            "clusters[c].cluster.proxy-url: is no",
+        ),
+        ("6443'", "6443', proxy-url: 'me:secret@a:1'", "clusters[c].cluster.proxy-url: is no URL"),
+        ("6443'", "6443', proxy-url: 'http://:secret@ a'", "clusters[c].cluster.proxy-url: is no"),
+        (
+            "6443'",
             "6443', certificate-authority-data: QQ==",
             "clusters[c].cluster.certificate-authority-data: ",
         ),
     ] {
         let message = refused(&GOOD.replace(from, to));
         assert!(message.starts_with(words), "{words}: {message}");
+        assert!(!message.contains("secret"), "{message}");
     }
     let message = refused(&GOOD.replace("token: secret", "token: [secret"));
     assert!(message.starts_with("text: is no kubeconfig ("), "{message}");
     assert!(!message.contains("secret"), "{message}");
+}
+
+#[test]
+fn programs_that_want_somebody_to_ask_are_refused() {
+    let with = |exec: &str| {
+        let text = GOOD.replace("token: secret", &format!("exec: {{{exec}}}"));
+        read_as(&text, Allowed { programs: true, files: false })
+    };
+    let exec = with("command: x").unwrap().auth_info.exec.unwrap();
+    assert_eq!(exec.interactive_mode, Some(ExecInteractiveMode::Never));
+    for (exec, words) in [
+        ("args: [x]", "users[u].user.exec.command: is missing"),
+        ("command: x, interactiveMode: Always", "users[u].user.exec.interactiveMode: is Always"),
+    ] {
+        let message = with(exec).map(drop).unwrap_err();
+        assert!(message.starts_with(words), "{message}");
+    }
+}
+
+#[test]
+fn what_a_client_is_made_of_tells_it_apart() {
+    let of = |more: &str| {
+        let text = GOOD.replace("6443'", &format!("6443'{more}"));
+        fingerprint(&read_as(&text, Allowed::default()).unwrap())
+    };
+    let all = [
+        "",
+        ", proxy-url: 'http://10.0.0.9:3128'",
+        ", proxy-url: 'http://10.0.0.9:3129'",
+        ", tls-server-name: api.example",
+        ", insecure-skip-tls-verify: true",
+    ];
+    let different: std::collections::BTreeSet<_> = all.map(of).into();
+    assert_eq!(different.len(), all.len());
+    assert_eq!(of(""), of(""));
 }
 
 #[test]
