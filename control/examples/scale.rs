@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tieline::derive::{Derived, Deriver};
-use tieline::policy::api::{self, PolicyKind};
+use tieline::policy::api::{self, PolicyKind, PolicyObject};
 use tieline::policy::selector::Selector;
 use tieline::publish::Tables;
 use tieline::state::{
@@ -194,6 +194,11 @@ fn cluster(prefix: &str, net: u8, pods: u32) -> ClusterObjects {
 /// Policies as teams write them: for one app of one namespace, with peers by
 /// app, by team and by namespace.
 fn policy(at: u32, port: u32) -> Value {
+    policy_with(at, at, port)
+}
+
+/// The same with the peers of another.
+fn policy_with(at: u32, peers: u32, port: u32) -> Value {
     let (namespace, app) = (at % NAMESPACES, at / NAMESPACES % APPS);
     let own = format!("projectcalico.org/namespace == 'ns-{namespace}'");
     let rule = |side: &str, action: &str, selector: String, ports: Value| {
@@ -212,11 +217,11 @@ fn policy(at: u32, port: u32) -> Value {
     };
     let rules = |side: &str| {
         json!([
-            rule(side, "Allow", format!("{own} && app == 'app-{}'", at % APPS), json!([port])),
+            rule(side, "Allow", format!("{own} && app == 'app-{}'", peers % APPS), json!([port])),
             rule(
                 side,
                 "Allow",
-                format!("pcns.team == 'team-{}' && has(app)", at % 25),
+                format!("pcns.team == 'team-{}' && has(app)", peers % 25),
                 json!(["http"])
             ),
             rule(
@@ -224,7 +229,7 @@ fn policy(at: u32, port: u32) -> Value {
                 "Deny",
                 format!(
                     "projectcalico.org/namespace == 'ns-{}'",
-                    (namespace * 7 + at) % NAMESPACES
+                    (namespace * 7 + peers) % NAMESPACES
                 ),
                 json!(["1:1024"])
             ),
@@ -409,19 +414,42 @@ impl Lab {
         for (title, wanted) in
             [("a policy of this node's pods", true), ("a policy of other pods", false)]
         {
-            let mut times = Vec::new();
-            for at in (0..10_000).filter(|at| applies(*at) == wanted).take(40) {
-                times.push(self.time(false, |it| add_policy(it, at, 9000 + at % 500)));
+            let some: Vec<u32> = (0..10_000).filter(|at| applies(*at) == wanted).take(40).collect();
+            let (mut ports, mut peers, mut order, mut presence) =
+                (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+            for at in some {
+                ports.push(self.time(false, |it| add_policy(it, at, 9000 + at % 500)));
+                let other = policy_with(at, at + 7, 9000);
+                peers.push(self.time(false, |it| put_policy(it, &other)));
+                let mut first = other.clone();
+                first["spec"]["order"] = at.into();
+                order.push(self.time(false, |it| put_policy(it, &first)));
+                let (name, _) = read_policy(&first);
+                let gone = |it: &mut ClusterObjects| {
+                    it.policy.0.remove(&(PolicyKind::GlobalNetworkPolicy, name));
+                };
+                presence.push(self.time(false, gone));
+                presence.push(self.time(false, |it| add_policy(it, at, 8000 + at % 500)));
             }
-            report.times(title, times);
+            report.times(title, ports);
+            report.times(&format!("{title}: its peers"), peers);
+            report.times(&format!("{title}: its order"), order);
+            report.times(&format!("{title} comes or goes"), presence);
         }
     }
 }
 
 fn add_policy(objects: &mut ClusterObjects, at: u32, port: u32) {
-    let (name, policy) =
-        api::parse(PolicyKind::GlobalNetworkPolicy, &policy(at, port)).expect("a policy");
+    put_policy(objects, &policy(at, port));
+}
+
+fn put_policy(objects: &mut ClusterObjects, policy: &Value) {
+    let (name, policy) = read_policy(policy);
     objects.policy.0.insert((PolicyKind::GlobalNetworkPolicy, name), Arc::new(policy));
+}
+
+fn read_policy(policy: &Value) -> (ObjectName, PolicyObject) {
+    api::parse(PolicyKind::GlobalNetworkPolicy, policy).expect("a policy")
 }
 
 fn publish(tables: &mut Tables, derived: &Derived) {

@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use tieline_dataplane::addr::Addr;
+use tieline_dataplane::addr::{Addr, Prefix};
 
 use crate::map::Map;
 use crate::policy::api::{PolicyKind, PolicyObject, PolicyObjects};
@@ -107,21 +107,18 @@ impl Catalog {
         if before == after && old == new {
             return;
         }
-        // Claims are given up before new ones are made: an address that stays
-        // is judged twice, but published once.
         let id = before.as_ref().and_then(|view| population.find(view));
-        for net in &old {
-            let addr = net.addr();
+        for addr in old.iter().chain(&new).map(|net| net.addr()).collect::<BTreeSet<_>>() {
+            let claims_of = |nets: &[Prefix]| nets.iter().filter(|net| net.addr() == addr).count();
             let mut claimants = self.claimants(addr, population);
-            if let Some(at) = claimants.iter().position(|claimant| Some(*claimant) == id) {
-                population.release(claimants.swap_remove(at));
+            for _ in 0..claims_of(&old) {
+                if let Some(at) = claimants.iter().position(|claimant| Some(*claimant) == id) {
+                    population.release(claimants.swap_remove(at));
+                }
             }
-            self.judge(addr, claimants, claims, population);
-        }
-        for (net, view) in new.iter().flat_map(|net| after.as_ref().map(|view| (net, view))) {
-            let addr = net.addr();
-            let mut claimants = self.claimants(addr, population);
-            claimants.push(population.take(view));
+            for view in after.iter().flat_map(|view| std::iter::repeat_n(view, claims_of(&new))) {
+                claimants.push(population.take(view));
+            }
             self.judge(addr, claimants, claims, population);
         }
     }

@@ -150,6 +150,9 @@ impl std::fmt::Display for PolicyKind {
     }
 }
 
+// No order is NaN: JSON has none. Equal pointers are then known to be equal.
+impl Eq for PolicyObject {}
+
 /// A validated object.
 #[derive(Clone, Debug, PartialEq)]
 pub enum PolicyObject {

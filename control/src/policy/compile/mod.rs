@@ -22,14 +22,18 @@
 //! universes of questions are kept apart: what those rules ask about peers
 //! makes the classes; what they ask about local endpoints is settled here.
 //!
-//! Changes come in two sizes. As long as the rules that apply on this node stay
-//! the same, an address that changes is looked up by itself: it gets a class
-//! that exists, or a new one, which is a new column in the tables of the local
-//! endpoints (`Compiler::step`). When other rules apply, or nets change, the
-//! questions are other ones: then everything is worked out anew, for each
-//! distinct view once, and the addresses are passed over to find those whose
-//! class is another (`Compiler::rebuild`). Numbers of what stays stay.
-//! Start reading at [`Compiler::update`].
+//! A change is worked out for those that it concerns (`Compiler::step`). A
+//! policy that comes to apply on this node may ask new questions: they are put
+//! to the views that the index of label sets finds, and to the addresses in new
+//! nets. These addresses, and those whose owners have changed, are looked up by
+//! themselves: each gets a class that exists, or a new one, which is a new
+//! column in the tables of the local endpoints. A table is made anew only if
+//! other policies apply to its endpoint, or other facts.
+//!
+//! Questions that no rule asks any more, classes that no address has: these stay,
+//! so that going back costs nothing, until they are too many. Then everything is
+//! worked out anew, for each distinct view once (`Compiler::rebuild`). Numbers of
+//! what stays stay. Start reading at [`Compiler::update`].
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -73,6 +77,10 @@ pub struct Compiled {
     /// By [`tieline_dataplane::tables::RuleId`]: what decided.
     pub decisions: Arc<[Arc<Decision>]>,
 }
+
+/// New questions about more addresses than these, and more than half of all,
+/// are answered for all.
+const MANY_ADDRESSES: usize = 1024;
 
 /// Whether a packet goes to or comes from the endpoint that is judged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -193,27 +201,36 @@ impl Compiler {
 
     /// Compiles what has changed alone; `None` if that can't be done.
     fn step(&mut self, policies: &PolicySet, changes: &Changes, touched: &Touched) -> Option<()> {
-        let Self { population, memory, enforced, plan, compiled, .. } = self;
+        let Self { population, memory, enforced, plan, prefixes, compiled, .. } = self;
         let plan = plan.as_mut()?;
-        let bloated = plan.is_bloated() || memory.is_bloated();
-        if touched.nets || population.views.mostly_unused() || bloated {
+        if plan.is_bloated() || memory.is_bloated() || population.views.mostly_unused() {
             return None;
         }
-        let mut services = self.policies.services.diff(&policies.services);
-        if services.any(|(name, ..)| plan.asks_about(name)) {
-            return None;
+        let mut nets = touched.nets.clone();
+        let services = self.policies.services.diff(&policies.services);
+        for (_, old, new) in services.filter(|(name, ..)| plan.asks_about(name)) {
+            let endpoints = [old, new].into_iter().flatten().flat_map(|all| all.iter());
+            nets.extend(endpoints.map(|it| Prefix::host(it.address.into())));
         }
         plan.follow(changes, enforced, population);
         for addr in &touched.addresses {
             plan.know_locals(population.owners(*addr), enforced, population);
         }
-        let mut addresses = plan.grow(enforced, population, memory)?;
+        let grown = plan.grow(&nets, policies, enforced, population, memory);
+        let mut addresses = population.having(&grown.views);
+        addresses.extend(grown.nets.iter().flat_map(|net| population.within(*net)));
+        if addresses.len() > MANY_ADDRESSES.max(population.addresses.len() / 2) {
+            return None;
+        }
         addresses.extend(&touched.addresses);
         addresses.sort_unstable();
         addresses.dedup();
         let mut classes = Vec::with_capacity(addresses.len());
         for addr in &addresses {
             classes.push(plan.class(*addr, population.owners(*addr), population, memory));
+        }
+        if !grown.nets.is_empty() {
+            place(&mut compiled.endpoints, prefixes, plan.prefixes(memory));
         }
         plan.extend(memory);
         let turned = plan.is_turned();
@@ -270,16 +287,7 @@ impl Compiler {
             }
         }
         population.addresses = addresses;
-        let prefixes = plan.prefixes(memory);
-        for prefix in self.prefixes.keys().filter(|prefix| !prefixes.contains_key(prefix)) {
-            compiled.endpoints.remove_prefix(prefix);
-        }
-        for (prefix, class) in &prefixes {
-            if self.prefixes.get(prefix) != Some(class) {
-                compiled.endpoints.insert_prefix(*prefix, *class);
-            }
-        }
-        self.prefixes = prefixes;
+        place(&mut compiled.endpoints, &mut self.prefixes, plan.prefixes(memory));
         plan.start_tables();
         self.plan = Some(plan);
         self.judge(locals, &before);
@@ -301,6 +309,23 @@ impl Compiler {
             compiled.policies = Policies::new(plan.tables().iter().cloned());
         }
     }
+}
+
+/// Sets the classes of prefixes that had others.
+fn place(
+    endpoints: &mut Endpoints,
+    old: &mut BTreeMap<Prefix, ClassId>,
+    new: BTreeMap<Prefix, ClassId>,
+) {
+    for prefix in old.keys().filter(|prefix| !new.contains_key(prefix)) {
+        endpoints.remove_prefix(prefix);
+    }
+    for (prefix, class) in &new {
+        if old.get(prefix) != Some(class) {
+            endpoints.insert_prefix(*prefix, *class);
+        }
+    }
+    *old = new;
 }
 
 /// Sets what is known of an address, if it is something else than before.

@@ -13,7 +13,7 @@ use super::enforced::{Active, Changes, Enforced, tiers};
 use super::numbers::{Memory, Tables};
 use super::population::Population;
 use super::program::{Builder, Shared, Side};
-use super::universe::{FactsId, Universe, Walk};
+use super::universe::{FactsId, Grown, Universe, Walk};
 use super::views::{Profile, ViewId};
 use super::{Decision, Direction};
 use crate::policy::model::PolicySet;
@@ -216,19 +216,21 @@ impl Plan {
         }
     }
 
-    /// Looks at the rules that are new. Returns the addresses whose facts are
-    /// others for that; `None` if those of all may be.
+    /// Looks at the rules that are new. Returns who has other facts for that, or
+    /// because other sets or services than before are known about `nets`.
     pub(super) fn grow(
         &mut self,
+        nets: &[Prefix],
+        set: &PolicySet,
         enforced: &Enforced,
         population: &Population,
         memory: &mut Memory,
-    ) -> Option<Vec<Addr>> {
+    ) -> Grown {
         self.activate(enforced, memory);
-        self.turned |= !self.locals.grow(population)?.is_empty();
-        let concerned = self.peers.grow(population)?;
+        self.turned |= !self.locals.grow(nets, set, population).is_empty();
+        let grown = self.peers.grow(nets, set, population);
         self.builder.add(&self.peers, &[]);
-        Some(population.having(&concerned))
+        grown
     }
 
     /// The class of an address.

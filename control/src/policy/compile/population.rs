@@ -26,7 +26,7 @@ pub struct Population {
     own: Vec<Addr>,
     /// Addresses that have changed since the last compilation.
     touched: HashSet<Addr>,
-    nets_changed: bool,
+    touched_nets: Vec<Prefix>,
 }
 
 /// What is known of an address.
@@ -66,7 +66,8 @@ impl Default for Owners {
 #[derive(Debug, Default)]
 pub(super) struct Touched {
     pub(super) addresses: Vec<Addr>,
-    pub(super) nets: bool,
+    /// Those of which other views are known.
+    pub(super) nets: Vec<Prefix>,
 }
 
 impl Population {
@@ -156,6 +157,13 @@ impl Population {
         of_one.chain(self.shared.iter().filter(has)).copied().collect()
     }
 
+    /// The addresses in a net.
+    pub(super) fn within(&self, net: Prefix) -> impl Iterator<Item = Addr> {
+        let rest = u128::MAX.checked_shr(net.len128().into()).unwrap_or(0);
+        let last = Addr::from_bits(net.addr().bits() | rest);
+        self.addresses.range(net.addr()..=last).map(|(addr, _)| *addr)
+    }
+
     /// The addresses to whose owners policies apply; ascending.
     pub(super) fn local_addresses(&self) -> Vec<Addr> {
         let mut addresses = self.having(&self.views.locals().collect());
@@ -168,7 +176,10 @@ impl Population {
     pub fn set_nets(&mut self, nets: Vec<(Prefix, View)>) {
         let nets: Vec<_> = nets.iter().map(|(net, view)| (*net, self.views.take(view))).collect();
         let old = std::mem::replace(&mut self.nets, nets);
-        self.nets_changed |= old != self.nets;
+        let (before, after): (HashSet<_>, HashSet<_>) =
+            (old.iter().collect(), self.nets.iter().collect());
+        let touched = before.symmetric_difference(&after).map(|(net, _)| *net);
+        self.touched_nets.extend(touched);
         old.iter().for_each(|(_, view)| self.views.release(*view));
     }
 
@@ -209,7 +220,7 @@ impl Population {
         addresses.sort_unstable();
         // Draining keeps the room that a large change took.
         self.touched = HashSet::default();
-        Touched { addresses, nets: std::mem::take(&mut self.nets_changed) }
+        Touched { addresses, nets: std::mem::take(&mut self.touched_nets) }
     }
 
     /// The views of an address's owners to which policies apply.

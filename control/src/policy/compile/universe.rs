@@ -20,6 +20,20 @@ pub(super) type FactsId = u32;
 
 const NOT_ASKED: FactsId = FactsId::MAX;
 
+/// About whom there are other facts than before.
+pub(super) struct Grown {
+    /// Views whose owners give their addresses others.
+    pub(super) views: BTreeSet<ViewId>,
+    /// Nets of whose addresses others may hold.
+    pub(super) nets: Vec<Prefix>,
+}
+
+impl Grown {
+    pub(super) fn is_empty(&self) -> bool {
+        self.views.is_empty() && self.nets.is_empty()
+    }
+}
+
 /// How far a pass over ascending addresses has come in the nets, IPv4 and IPv6.
 #[derive(Debug, Default)]
 pub(super) struct Walk([usize; 2]);
@@ -71,49 +85,53 @@ impl Universe {
         [known.selectors..asked.selectors, known.names..asked.names]
     }
 
-    /// Prepares to answer what has been asked since. Returns the views whose
-    /// facts are others for that; `None` if nets or services are new, or if it
-    /// is about network sets.
-    pub(super) fn grow(&mut self, population: &Population) -> Option<BTreeSet<ViewId>> {
-        let (known, asked) = (self.known, self.atoms.asked());
-        if known.nets != asked.nets || known.services != asked.services {
-            return None;
-        }
+    /// Prepares to answer what has been asked since. Other network sets or
+    /// services than before are known about `nets`.
+    pub(super) fn grow(
+        &mut self,
+        nets: &[Prefix],
+        policies: &PolicySet,
+        population: &Population,
+    ) -> Grown {
+        let known = self.known;
         let [selectors, names] = self.learn();
+        let mut grown = Grown { views: BTreeSet::new(), nets: nets.to_vec() };
+        grown.nets.extend(&self.atoms.nets.values()[known.nets as usize..]);
+        for name in &self.atoms.services.values()[known.services as usize..] {
+            let endpoints = policies.services.get(name).into_iter().flat_map(|all| all.iter());
+            grown.nets.extend(endpoints.map(|it| Prefix::host(it.address.into())));
+        }
         let views = &population.views;
-        let mut concerned: BTreeSet<ViewId> = BTreeSet::new();
         for id in selectors {
             for set in views.chosen_by(&self.atoms.selectors.values()[id as usize]) {
                 if let Some(matching) = self.matching.get_mut(&set) {
                     matching.push(id);
                 }
-                concerned.extend(views.having(set));
+                grown.views.extend(views.having(set));
             }
         }
-        for id in names {
-            let (selector, name) = &self.atoms.names.values()[id as usize];
-            let selector = selector.map(|id| &self.atoms.selectors.values()[id as usize]);
+        for (selector, name) in &self.atoms.names.values()[names.start as usize..] {
             let named = |view: &View| view.ports.iter().any(|port| port.name == *name);
-            match selector {
-                Some(selector) => {
-                    let sets = views.chosen_by(selector).into_iter();
-                    let of_sets = sets.flat_map(|set| views.having(set)).copied();
-                    concerned.extend(
-                        of_sets.filter(|id| views.get(*id).is_some_and(|(view, _)| named(view))),
-                    );
-                }
-                None => {
-                    let all = views.iter().filter(|(_, view)| named(view));
-                    concerned.extend(all.map(|(id, _)| id));
-                }
-            }
+            let Some(selector) = selector else {
+                let all = views.iter().filter(|(_, view)| named(view));
+                grown.views.extend(all.map(|(id, _)| id));
+                continue;
+            };
+            let sets = views.chosen_by(&self.atoms.selectors.values()[*selector as usize]);
+            let of_sets = sets.into_iter().flat_map(|set| views.having(set)).copied();
+            let named = |id: &ViewId| views.get(*id).is_some_and(|(view, _)| named(view));
+            grown.views.extend(of_sets.filter(named));
         }
-        concerned.retain(|view| match self.given.get_mut(*view as usize) {
+        grown.views.retain(|view| match self.given.get_mut(*view as usize) {
             Some(given) => std::mem::replace(given, NOT_ASKED) != NOT_ASKED,
             None => false,
         });
-        let of_set = |(_, view): &(Prefix, ViewId)| concerned.contains(view);
-        (!population.nets().iter().any(of_set)).then_some(concerned)
+        let of_sets = population.nets().iter().filter(|(_, view)| grown.views.contains(view));
+        grown.nets.extend(of_sets.map(|(net, _)| *net));
+        if !grown.nets.is_empty() {
+            self.nets = self.net_trees(policies, population);
+        }
+        grown
     }
 
     /// How much has been asked and answered.
