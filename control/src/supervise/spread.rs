@@ -4,6 +4,9 @@
 //! device, so that there is one way out for what it sends. A device's queues
 //! are dealt out in turn: where a card uses only its first queues, all workers
 //! of the device have some of them.
+//!
+//! One worker with all of its CPU's queues is better than several that share the
+//! CPU: if they are busy, each waits for whole time slices of the others.
 
 /// What a worker serves.
 #[derive(Clone, Debug, PartialEq, Eq)]
