@@ -5,7 +5,7 @@ use std::path::Path;
 use tieline_config::{Config, Reload};
 
 /// A valid configuration in which no key has its default, by key.
-const OTHER: [(&str, &str); 42] = [
+const OTHER: [(&str, &str); 43] = [
     ("node", "'n'"),
     ("datastore.kind", "'kubernetes'"),
     ("datastore.path", "'/other'"),
