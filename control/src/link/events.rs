@@ -102,6 +102,8 @@ pub(super) struct Interest {
     prefixes: BTreeSet<Prefix>,
     /// Lengths that they have, over 128 bits.
     prefix_lens: BTreeSet<u8>,
+    /// Devices of others' routes that stand in the way of ours.
+    obstacles: BTreeSet<u32>,
     /// By index; nothing before they were looked for.
     receivers: Option<BTreeMap<u32, Receiver>>,
 }
@@ -129,6 +131,12 @@ impl Interest {
     pub(super) fn watch_routes(&mut self, prefixes: &BTreeSet<Prefix>) {
         self.prefixes.clone_from(prefixes);
         self.prefix_lens = prefixes.iter().map(Prefix::len128).collect();
+    }
+
+    /// Routes of these devices stand in the way of ours: of those that go with
+    /// their device the kernel tells nothing.
+    pub(super) fn watch_obstacles(&mut self, devices: BTreeSet<u32>) {
+        self.obstacles = devices;
     }
 
     pub(super) fn watch_receivers(&mut self, receivers: BTreeMap<u32, Receiver>) {
@@ -211,6 +219,7 @@ impl Interest {
         if differs(&self.underlay_links, &self.underlay_names) {
             changed |= Changed::UNDERLAY;
         }
+        changed.routes |= !link.up && self.obstacles.contains(&link.index);
         changed
     }
 
@@ -227,6 +236,7 @@ impl Interest {
         if self.underlay_links.contains_key(&index) {
             changed |= Changed::UNDERLAY;
         }
+        changed.routes |= self.obstacles.contains(&index);
         changed
     }
 

@@ -112,9 +112,9 @@ enum How {
 
 /// A route of another that shares addresses with some of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Overlap {
+pub(super) struct Overlap {
     how: How,
-    route: Route,
+    pub(super) route: Route,
     /// One of our prefixes.
     with: Prefix,
     /// How many other pairs there are of that kind and that device.
@@ -192,13 +192,13 @@ fn overlaps(
 }
 
 impl Netlink {
-    /// What is wrong because of others' routes that overlap ours.
-    pub(super) async fn overlap_conditions(
+    /// Others' routes that overlap ours, on another device than ours.
+    pub(super) async fn overlaps(
         &self,
         wanted: &BTreeMap<Prefix, Route>,
         main: &[Route],
         device: u32,
-    ) -> Result<Vec<Condition>, LinkError> {
+    ) -> Result<Vec<Overlap>, LinkError> {
         let mut before = Vec::new();
         if !wanted.is_empty() {
             for v4 in [true, false] {
@@ -209,14 +209,14 @@ impl Netlink {
                 }
             }
         }
-        let mut conditions = Vec::new();
-        for overlap in overlaps(wanted, main, &before, device) {
-            conditions.extend(self.overlap_condition(&overlap).await?);
-        }
-        Ok(conditions)
+        Ok(overlaps(wanted, main, &before, device))
     }
 
-    async fn overlap_condition(&self, overlap: &Overlap) -> Result<Option<Condition>, LinkError> {
+    /// What is wrong because of such a route, if anything.
+    pub(super) async fn overlap_condition(
+        &self,
+        overlap: &Overlap,
+    ) -> Result<Option<Condition>, LinkError> {
         let Overlap { how, route, with, more } = overlap;
         let link = match route.device {
             Some(index) => self.link_at(index).await?,

@@ -155,8 +155,12 @@ impl Netlink {
             let condition = self.blocked_condition(other).await?;
             changes.conditions.push(condition);
         }
-        let overlaps = self.overlap_conditions(&wanted, &main, gateway.device_index).await?;
-        changes.conditions.extend(overlaps);
+        let overlaps = self.overlaps(&wanted, &main, gateway.device_index).await?;
+        for overlap in &overlaps {
+            changes.conditions.extend(self.overlap_condition(overlap).await?);
+        }
+        let obstacles = plan.blocked.iter().chain(overlaps.iter().map(|overlap| &overlap.route));
+        self.interest.watch_obstacles(obstacles.filter_map(|route| route.device).collect());
         for route in &plan.add {
             let outcome = self.requests.create(message(route)).await;
             changes.added += self.settle(outcome, route, gateway, &mut changes.conditions)?;

@@ -145,6 +145,20 @@ fn routes_count_when_they_are_ours_or_lead_to_a_vtep() {
 }
 
 #[test]
+fn devices_count_whose_routes_are_in_the_way() {
+    use RouteNetlinkMessage::{DelLink, NewLink};
+    let mut interest = interest();
+    interest.watch_obstacles(BTreeSet::from([77]));
+    let judge = |message| interest.judge(&event(message));
+    assert_eq!(judge(NewLink(link(77, "flannel.1", 1450))), Changed::NOTHING);
+    let mut down = link(77, "flannel.1", 1450);
+    down.header.flags = LinkFlags::default();
+    assert_eq!(judge(NewLink(down)), ROUTES);
+    assert_eq!(judge(DelLink(link(77, "flannel.1", 1450))), ROUTES);
+    assert_eq!(judge(DelLink(link(78, "flannel.2", 1450))), Changed::NOTHING);
+}
+
+#[test]
 fn neighbors_count_when_another_mac_is_in_use_or_they_need_a_probe() {
     use NeighbourState::{Delay, Failed, Permanent, Probe, Reachable, Stale};
     use RouteNetlinkMessage::{DelNeighbour, NewNeighbour};
