@@ -108,7 +108,11 @@ impl Catalog {
             return;
         }
         let id = before.as_ref().and_then(|view| population.find(view));
-        for addr in old.iter().chain(&new).map(|net| net.addr()).collect::<BTreeSet<_>>() {
+        let all = || old.iter().chain(&new).map(|net| net.addr());
+        for (at, addr) in all().enumerate() {
+            if all().take(at).any(|earlier| earlier == addr) {
+                continue;
+            }
             let claims_of = |nets: &[Prefix]| nets.iter().filter(|net| net.addr() == addr).count();
             let mut claimants = self.claimants(addr, population);
             for _ in 0..claims_of(&old) {

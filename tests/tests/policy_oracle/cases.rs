@@ -154,11 +154,10 @@ fn a_policy_that_only_logs_makes_the_default_hold() {
 #[test]
 fn a_tier_with_staged_policies_only_is_skipped() {
     let mut staged = tier("t", TierAction::Deny, &[&[rule(Action::Deny)]]);
-    let enforced = staged.policies.clone();
-    for (rank, policy) in &enforced {
-        let policy = Policy { staged: true, ..(**policy).clone() };
-        staged.policies.insert(rank.clone(), Arc::new(policy));
-    }
+    let policies = staged.policies.values();
+    let policies: Vec<_> =
+        policies.map(|policy| Policy { staged: true, ..(**policy).clone() }).collect();
+    staged = Tier::new("t", TierAction::Deny, policies);
     Case::new(vec![staged], vec![]).says(Ingress, "192.0.2.1", TCP, 80, &Says::Profile);
 }
 

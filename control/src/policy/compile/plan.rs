@@ -331,6 +331,7 @@ impl Plan {
                 self.tables_changed = true;
             }
         }
+        self.shared.forget();
     }
 
     /// The policy of an address, if policies apply to it.

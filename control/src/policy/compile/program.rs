@@ -55,7 +55,7 @@ pub(super) struct Shared {
 }
 
 /// What may be shared beyond twice what was in use.
-const SPARE_SHARED: usize = 1024;
+const SPARE_SHARED: usize = 512;
 
 /// One direction of the policy of one local endpoint.
 #[derive(Clone, Copy, Debug)]
