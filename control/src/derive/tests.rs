@@ -58,7 +58,7 @@ fn edit() -> impl Strategy<Value = Edit> {
             .prop_map(|(cluster, name, variant)| Edit::Pool { cluster, name, variant }),
         3 => (cluster(), small(), prop::option::weighted(0.8, (0u8..3, small())))
             .prop_map(|(cluster, at, block)| Edit::Block { cluster, at, block }),
-        12 => (0..policies(0).len(), some()).prop_map(|(at, variant)| Edit::Policy { at, variant }),
+        12 => policy_edit(),
         1 => (1usize..3, prop::option::weighted(0.8, any::<bool>()))
             .prop_map(|(cluster, counts)| Edit::Remote { cluster, counts }),
         1 => select(vec![
@@ -68,6 +68,11 @@ fn edit() -> impl Strategy<Value = Edit> {
             Edit::LocalVteps { include: false },
         ]),
     ]
+}
+
+fn policy_edit() -> impl Strategy<Value = Edit> {
+    let variant = prop::option::weighted(0.8, 0u8..4);
+    (0..policies(0).len(), variant).prop_map(|(at, variant)| Edit::Policy { at, variant })
 }
 
 /// Pods of each cluster have 10.C.0.0/24, and all of them 10.9.0.0/30 too.
@@ -105,6 +110,7 @@ fn policies(variant: u8) -> Vec<(PolicyKind, Value)> {
     let order = [10, 10, 2_000_000, 20][at];
     let chosen = ["all()", "app == 'web'", "nobody == 'here'", "has(app)"][at];
     let (tier, port) = (if at == 3 { "early" } else { "default" }, ["http", "other"][at % 2]);
+    let not_port = ["other", "http"][at % 2];
     let meta = |name: &str| json!({"name": name});
     let own = |name: &str| json!({"name": name, "namespace": ns});
     let calico = |kind: &str, meta: Value, spec: Value| json!({"apiVersion": "projectcalico.org/v3", "kind": kind, "metadata": meta, "spec": spec});
@@ -138,6 +144,7 @@ fn policies(variant: u8) -> Vec<(PolicyKind, Value)> {
                 "tier": "early", "selector": "all()", "types": ["Ingress"],
                 "ingress": [{"action": "Deny", "source": {"selector": format!("role == 'set{variant}'")}},
                     {"action": "Deny", "source": {"serviceAccounts": {"selector": "team == 'red'"}}},
+                    {"action": "Deny", "protocol": "UDP", "destination": {"selector": "role == 'set0'"}},
                     {"action": "Pass"}],
             }),
         ),
@@ -202,7 +209,7 @@ fn policies(variant: u8) -> Vec<(PolicyKind, Value)> {
                 "egress": [{"action": "Deny", "protocol": "TCP",
                     "destination": {"ports": [port]}},
                     {"action": "Allow", "protocol": "TCP",
-                        "destination": {"selector": format!("has(app) && tier != '{app}'"), "notPorts": ["http"]}}],
+                        "destination": {"selector": format!("has(app) && tier != '{app}'"), "notPorts": [not_port]}}],
             }),
         ),
         (
@@ -532,6 +539,22 @@ proptest! {
     #[test]
     fn following_edits_is_beginning_anew(edits in prop::collection::vec(edit(), 1..40)) {
         check(&edits)?;
+    }
+
+    /// Few policies again and again: numbers come back.
+    #[test]
+    fn following_edits_of_policies_is_beginning_anew(
+        edits in prop::collection::vec(edit(), 20..30),
+        first in 0..policies(0).len(),
+        again in prop::collection::vec((0usize..3, policy_edit()), 10..30),
+    ) {
+        let near = again.into_iter().map(|(step, edit)| match edit {
+            Edit::Policy { variant, .. } => {
+                Edit::Policy { at: (first + step) % policies(0).len(), variant }
+            }
+            other => other,
+        });
+        check(&edits.into_iter().chain(near).collect::<Vec<_>>())?;
     }
 }
 
