@@ -129,6 +129,31 @@ impl Case {
 
 use Direction::{Egress, Ingress};
 
+/// Its tables must not be taken for those of the one before, whatever number the
+/// compiler has for either.
+#[test]
+fn a_policy_in_the_place_of_another_is_judged_by_its_own_rules() {
+    let (allow, deny) = (rule(Action::Allow), rule(Action::Deny));
+    let versions = [
+        vec![deny.clone()],
+        vec![allow.clone()],
+        vec![allow.clone(), deny.clone()],
+        vec![deny.clone(), allow.clone()],
+        vec![allow, deny.clone(), deny],
+    ];
+    let mut compiler = Compiler::default();
+    for rules in versions {
+        let case = Case::new(vec![tier("t", TierAction::Deny, &[&rules])], vec![]);
+        let tables = Tables::new(&compiler.compile(&case.policies, &case.identities));
+        let own = local()[0].nets[0].addr();
+        let peer = Addr::from_v4_bytes([192, 0, 2, 1]);
+        let l4 = L4 { protocol: TCP, source: 0, destination: 80 };
+        let packet = Packet { source: own, destination: peer, l4 };
+        let judged = tables.judge(Egress, &packet).map(|(allow, _)| allow);
+        assert_eq!(judged, Some(rules[0].action == Action::Allow), "{rules:?}");
+    }
+}
+
 #[test]
 fn what_passes_before_an_allow_for_all_meets_the_next_tier() {
     let pass = Rule { protocol: Some(GRE), ..rule(Action::Pass) };
