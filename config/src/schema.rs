@@ -154,9 +154,9 @@ section! {
         /// its packets to the kernel, 500 to 60000. Idle workers give a sign every 200.
         restart liveness_timeout_ms: u32 = 1000,
         /// Number of receive queues of each device that are served, from queue 0 on, 1 to 256;
-        /// workers.count says by how many workers. Packets that the device puts into other queues are left to
-        /// the kernel, so let it have no others (ethtool -L) or steer the tunnels' packets
-        /// away from them (ethtool -N). Default: all.
+        /// workers.count says by how many workers. Packets that the device puts into other
+        /// queues are left to the kernel, so let it have no others (ethtool -L) or steer the
+        /// tunnels' packets away from them (ethtool -N). Default: all.
         restart queues: Option<u32> = None => "4",
     }
 }

@@ -55,7 +55,7 @@ fn render(answer: &Value) -> String {
         ]);
     }
     let shown = flows.len() as u64;
-    let rest = match matching - shown.min(matching) {
+    let rest = match matching.saturating_sub(shown) {
         0 => String::new(),
         more => format!("{more} more: see --limit, --of\n"),
     };
@@ -88,4 +88,42 @@ fn traffic(traffic: &Value) -> String {
         _ => (bytes / 1_000_000_000, "GB"),
     };
     format!("{} packets, {amount} {unit}", number("packets"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn flows_are_lines_for_people() {
+        let answer = json!({"matching": 3, "flows": [
+            {"protocol": "tcp", "state": "established", "verdict": "allow", "idle_seconds": 2,
+             "from": {"address": "10.1.0.5", "port": 40000, "identities":
+                [{"cluster": "local", "name": "shop/web"}]},
+             "to": {"address": "fd00::5", "port": 80, "identities":
+                [{"cluster": "db", "name": "shop/db"}]},
+             "decided_by": "tier default, policy shop/web, rule 1",
+             "sent": {"packets": 3, "bytes": 9999}, "answered": {"packets": 20, "bytes": 25_000}},
+            {"protocol": "icmp", "state": "new", "verdict": "deny", "idle_seconds": 0,
+             "from": {"address": "10.1.0.5", "identities": []},
+             "to": {"address": "10.2.0.9", "identities": []},
+             "sent": {"packets": 0, "bytes": 0}, "answered": {"packets": 0, "bytes": 0}},
+        ]});
+        let text = render(&answer);
+        let lines: Vec<&str> = text.lines().collect();
+        let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert_eq!(
+            words(lines[0]),
+            "tcp shop/web 10.1.0.5:40000 -> db:shop/db [fd00::5]:80 established \
+             sent 3 packets, 9999 B answered 20 packets, 25 kB idle 2 s allowed \
+             by tier default, policy shop/web, rule 1"
+        );
+        assert_eq!(
+            words(lines[1]),
+            "icmp 10.1.0.5 -> 10.2.0.9 new sent 0 packets, 0 B answered 0 packets, 0 B idle 0 s denied"
+        );
+        assert_eq!(lines[2..], ["1 more: see --limit, --of"]);
+        assert_eq!(render(&json!({"matching": 0, "flows": []})), "no flows\n");
+    }
 }

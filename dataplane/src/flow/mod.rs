@@ -245,7 +245,8 @@ impl FlowTable {
         hash as usize & self.mask
     }
 
-    /// Asks the CPU to load the two lines where a flow most likely stands.
+    /// Asks the CPU to load the two lines where a flow most likely stands, and the
+    /// counts of the first.
     #[inline]
     pub fn prefetch(&self, tuple: &FlowTuple) {
         let home = self.home(tuple.hash);
