@@ -165,6 +165,8 @@ fn known_anew(
     found: Found,
 ) -> Result<VtepId, DropReason> {
     let state = judge_again(cx, packet, tuple, &found)?;
+    // What the packet tells is to be noted in the line as it is now.
+    let found = cx.flows.find(tuple, cx.now).unwrap_or(found);
     pass(cx, packet, tuple, origin, &found, &state)
 }
 
@@ -333,10 +335,12 @@ fn unknown(
             .map_err(refused)?;
         // Another worker may have remembered it meanwhile, or it is apart from
         // a flow with its name; one that is denied stays denied.
-        if let Some(FlowState { allow: false, from_low, low_is_local, .. }) =
-            standing.map(|found| found.state())
-        {
-            return Err(denied(from_low == low_is_local));
+        if let Some(found) = standing {
+            let FlowState { allow, from_low, low_is_local, .. } = found.state();
+            if !allow {
+                return Err(denied(from_low == low_is_local));
+            }
+            cx.flows.count(&found.glimpse(), tuple.from_low, packet.total_len);
         }
     }
     if let Fragment::First { ident } = packet.fragment {

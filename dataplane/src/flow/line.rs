@@ -8,10 +8,15 @@
 //!
 //! A line is vacant until its first flow, and again once ageing has taken a
 //! flow away ([`super::sweep`]). The sequence number goes on through all that.
+//!
+//! What packets tell of their flow stands beside that protocol: progress of the
+//! connection and time are exchanged word by word, and what is [counted](super::counts)
+//! has words of its own.
 
+use super::counts::Recent;
 use super::{FlowKey, Tick};
 use crate::addr::Addr;
-use crate::sync::{AtomicU64, Ordering, fence};
+use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
 use crate::tables::{RuleId, VtepId};
 use crate::wire::protocol;
 
@@ -45,21 +50,25 @@ pub struct FlowState {
     pub generation: u32,
 }
 
-const ALLOW: u64 = 1;
-const FROM_LOW: u64 = 1 << 1;
-const LOW_IS_LOCAL: u64 = 1 << 2;
-pub(super) const REPLIED: u64 = 1 << 3;
-pub(super) const FIN_INITIATOR: u64 = 1 << 4;
-pub(super) const FIN_RESPONDER: u64 = 1 << 5;
-pub(super) const RESET: u64 = 1 << 6;
-pub(super) const FRAGMENT: u64 = 1 << 7;
-pub(super) const ESTABLISHED: u64 = 1 << 8;
+const ALLOW: u32 = 1;
+const FROM_LOW: u32 = 1 << 1;
+const LOW_IS_LOCAL: u32 = 1 << 2;
+pub(super) const REPLIED: u32 = 1 << 3;
+pub(super) const FIN_INITIATOR: u32 = 1 << 4;
+pub(super) const FIN_RESPONDER: u32 = 1 << 5;
+pub(super) const RESET: u32 = 1 << 6;
+pub(super) const FRAGMENT: u32 = 1 << 7;
+pub(super) const ESTABLISHED: u32 = 1 << 8;
 /// The line holds a flow, be it live or over.
-const USED: u64 = 1 << 9;
+const USED: u32 = 1 << 9;
+/// What packets tell of the connection.
+const PROGRESS: u32 = REPLIED | FIN_INITIATOR | FIN_RESPONDER | RESET | ESTABLISHED;
+/// Bits below the VTEP's number.
+const FLAGS: u32 = VtepId::NONE.0.leading_zeros();
 
 /// Whether the bits say that the connection is over.
-pub(super) const fn closing(bits: u64) -> bool {
-    const BOTH: u64 = FIN_INITIATOR | FIN_RESPONDER;
+pub(super) const fn closing(bits: u32) -> bool {
+    const BOTH: u32 = FIN_INITIATOR | FIN_RESPONDER;
     bits & RESET != 0 || bits & BOTH == BOTH
 }
 
@@ -69,9 +78,9 @@ impl FlowState {
         self.reset || self.fin_initiator && self.fin_responder
     }
 
-    fn bits(&self, fragment: bool) -> u64 {
-        let flag = |set: bool, bit: u64| if set { bit } else { 0 };
-        USED | u64::from(self.vtep.0) << 32
+    fn bits(&self, fragment: bool) -> u32 {
+        let flag = |set: bool, bit: u32| if set { bit } else { 0 };
+        USED | self.vtep.min(VtepId::NONE).0 << FLAGS
             | flag(self.allow, ALLOW)
             | flag(self.from_low, FROM_LOW)
             | flag(self.low_is_local, LOW_IS_LOCAL)
@@ -84,7 +93,7 @@ impl FlowState {
     }
 
     #[inline(always)]
-    fn from_bits(bits: u64, rule: RuleId, generation: u32) -> Self {
+    fn from_bits(bits: u32, rule: RuleId, generation: u32) -> Self {
         Self {
             allow: bits & ALLOW != 0,
             from_low: bits & FROM_LOW != 0,
@@ -94,7 +103,7 @@ impl FlowState {
             fin_initiator: bits & FIN_INITIATOR != 0,
             fin_responder: bits & FIN_RESPONDER != 0,
             reset: bits & RESET != 0,
-            vtep: VtepId((bits >> 32) as u32),
+            vtep: VtepId(bits >> FLAGS),
             rule,
             generation,
         }
@@ -104,26 +113,29 @@ impl FlowState {
 /// One flow: a cache line of atomics.
 #[repr(align(64))]
 pub(super) struct Line {
-    /// Sequence number: odd while being written. Upper half: rule.
-    sequence: AtomicU64,
+    /// Sequence number: odd while being written.
+    sequence: AtomicU32,
+    /// VTEP; below it the flags.
+    pub(super) state: AtomicU32,
+    /// Upper half: generation; lower half: tick when last seen.
+    pub(super) seen: AtomicU64,
+    /// What has come lately from the high and from the low end.
+    pub(super) recent: [Recent; 2],
     /// Low end, high end: upper half, lower half of each.
     ends: [AtomicU64; 4],
     tuple: AtomicU64,
-    /// Upper half: VTEP; below it the flags.
-    pub(super) state: AtomicU64,
-    /// Upper half: generation; lower half: tick when last seen.
-    pub(super) seen: AtomicU64,
 }
 
 impl Line {
     pub(super) fn new() -> Self {
         let zero = || AtomicU64::new(0);
         Self {
-            sequence: zero(),
+            sequence: AtomicU32::new(0),
+            state: AtomicU32::new(0),
+            seen: zero(),
+            recent: [Recent::new(), Recent::new()],
             ends: [zero(), zero(), zero(), zero()],
             tuple: zero(),
-            state: zero(),
-            seen: zero(),
         }
     }
 
@@ -144,14 +156,20 @@ impl Line {
                 word(&self.ends[3]),
             ],
             tuple: word(&self.tuple),
-            state: word(&self.state),
+            state: self.state.load(Ordering::Relaxed),
             seen: word(&self.seen),
         };
-        fence(Ordering::Acquire);
-        (self.sequence.load(Ordering::Relaxed) == sequence).then_some(words)
+        self.is_still(sequence).then_some(words)
     }
 
-    /// The same, but waits a moment for a writer, who is done within
+    /// Whether nobody has written the line since it had this sequence number.
+    #[inline(always)]
+    pub(super) fn is_still(&self, sequence: u32) -> bool {
+        fence(Ordering::Acquire);
+        self.sequence.load(Ordering::Relaxed) == sequence
+    }
+
+    /// The same as [`read`](Self::read), but waits a moment for a writer, who is done within
     /// nanoseconds unless the kernel has taken its CPU away just then.
     #[inline(always)]
     pub(super) fn read_patiently(&self) -> Option<Words> {
@@ -175,6 +193,34 @@ impl Line {
             && self.state.load(Ordering::Relaxed) & USED != 0
     }
 
+    /// Adds what a packet tells of the connection to the words that were read,
+    /// unless the line has got another flow meanwhile.
+    pub(super) fn learn(&self, words: &Words, more: u32) {
+        let mut old = words.state;
+        while old | more != old {
+            let order = Ordering::Relaxed;
+            match self.state.compare_exchange(old, old | more, order, order) {
+                // Another worker has learnt something, too.
+                Err(now) if (now ^ old) & !PROGRESS == 0 => old = now,
+                Ok(_) | Err(_) => return,
+            }
+        }
+    }
+
+    /// Notes that the verdict still holds by the tables of another generation.
+    /// `sequence` and `seen` are of one reading.
+    pub(super) fn confirm(&self, sequence: u32, seen: u64, generation: u32) {
+        let new = seen & 0xffff_ffff | u64::from(generation) << 32;
+        let order = Ordering::Relaxed;
+        if self.is_still(sequence)
+            && self.seen.compare_exchange(seen, new, order, order).is_ok()
+            && !self.is_still(sequence)
+        {
+            // The line has got another flow just then, which was judged by itself.
+            let _changed_again = self.seen.compare_exchange(new, seen, order, order);
+        }
+    }
+
     /// Notes when the flow was seen last, unless another worker has done so.
     pub(super) fn see(&self, seen: u64, now: Tick) {
         let new = seen & !0xffff_ffff | u64::from(now.0);
@@ -182,12 +228,12 @@ impl Line {
         let _lost_to_another_worker = self.seen.compare_exchange(seen, new, order, order);
     }
 
-    /// Becomes the line's only writer, if it still is as it was read.
-    pub(super) fn lock(&self, words: &Words) -> bool {
-        let odd = words.sequence | 1;
+    /// Becomes the line's only writer, if it still has the even sequence number
+    /// with which it was read.
+    pub(super) fn lock(&self, sequence: u32) -> bool {
         let won = self
             .sequence
-            .compare_exchange(words.sequence, odd, Ordering::Acquire, Ordering::Relaxed)
+            .compare_exchange(sequence, sequence | 1, Ordering::Acquire, Ordering::Relaxed)
             .is_ok();
         // The words below must not be seen to change before the number is odd.
         fence(Ordering::Release);
@@ -201,52 +247,73 @@ impl Line {
             store(at, end);
         }
         store(&self.tuple, words.tuple);
-        store(&self.state, words.state);
-        store(&self.seen, words.seen);
-        self.release(words);
+        self.state.store(words.state, Ordering::Relaxed);
+        if cfg!(loom) {
+            // The models know an order among exchanges only.
+            self.seen.swap(words.seen, Ordering::Relaxed);
+        } else {
+            store(&self.seen, words.seen);
+        }
+        self.release(words.sequence);
     }
 
-    /// Lets readers at a locked line again, with the words that it has; `words`
-    /// says its rule.
-    pub(super) fn release(&self, words: &Words) {
-        let number = (words.sequence as u32 & !1).wrapping_add(2);
-        let sequence = words.sequence & !0xffff_ffff | u64::from(number);
-        self.sequence.store(sequence, Ordering::Release);
+    /// Gives the flow of a locked line another verdict. What its packets tell
+    /// of the connection meanwhile is kept.
+    pub(super) fn judge(&self, state: &FlowState, now: Tick) {
+        let mut old = self.state.load(Ordering::Relaxed);
+        loop {
+            let new = state.bits(old & FRAGMENT != 0) | old & PROGRESS;
+            let order = Ordering::Relaxed;
+            match self.state.compare_exchange(old, new, order, order) {
+                Ok(_) => break,
+                Err(changed) => old = changed,
+            }
+        }
+        self.seen.store(seen(state.generation, now), Ordering::Relaxed);
     }
+
+    /// Lets readers at a locked line again that had this sequence number.
+    pub(super) fn release(&self, sequence: u32) {
+        self.sequence.store((sequence & !1).wrapping_add(2), Ordering::Release);
+    }
+}
+
+const fn seen(generation: u32, now: Tick) -> u64 {
+    (generation as u64) << 32 | now.0 as u64
 }
 
 /// A copy of a line's words.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Words {
-    pub(super) sequence: u64,
+    pub(super) sequence: u32,
     ends: [u64; 4],
     pub(super) tuple: u64,
-    pub(super) state: u64,
+    pub(super) state: u32,
     pub(super) seen: u64,
 }
 
 impl Words {
-    pub(super) fn new(key: &FlowKey, state: &FlowState, now: Tick, sequence: u64) -> Self {
+    pub(super) fn new(key: &FlowKey, state: &FlowState, now: Tick, sequence: u32) -> Self {
         let (low, high) = (key.low.bits(), key.high.bits());
         Self {
-            sequence: u64::from(state.rule.0) << 32 | sequence & 0xffff_ffff,
+            sequence,
             ends: [(low >> 64) as u64, low as u64, (high >> 64) as u64, high as u64],
             tuple: key.tuple,
             state: state.bits(key.fragment),
-            seen: u64::from(state.generation) << 32 | u64::from(now.0),
+            seen: seen(state.generation, now),
         }
     }
 
     /// The words of a line without a flow, which held these before.
     pub(super) fn vacated(&self) -> Self {
-        let sequence = self.sequence & 0xffff_ffff;
+        let sequence = self.sequence;
         Self { sequence, ends: [0; 4], tuple: 0, state: 0, seen: 0 }
     }
 
     #[inline]
     pub(super) fn is(&self, key: &FlowKey) -> bool {
         let wanted = if key.fragment { USED | FRAGMENT } else { USED };
-        self.differs(key) | (self.state & (USED | FRAGMENT) ^ wanted) == 0
+        self.differs(key) | u64::from(self.state & (USED | FRAGMENT) ^ wanted) == 0
     }
 
     /// Zero if ends and tuple are those of this name.
@@ -268,10 +335,10 @@ impl Words {
     /// `outward`, come to it. The name must not be that of fragments.
     #[inline(always)]
     pub(super) fn lets_pass(&self, key: &FlowKey, from_low: bool, outward: bool) -> bool {
-        const MASK: u64 = USED | FRAGMENT | ALLOW | LOW_IS_LOCAL;
+        const MASK: u32 = USED | FRAGMENT | ALLOW | LOW_IS_LOCAL;
         let place = if from_low == outward { LOW_IS_LOCAL } else { 0 };
         let state = self.state & MASK ^ (USED | ALLOW | place);
-        self.differs(key) | state == 0
+        self.differs(key) | u64::from(state) == 0
     }
 
     /// Whether a packet in this direction, of TCP without SYN, FIN and RST, tells
@@ -287,7 +354,7 @@ impl Words {
     }
 
     pub(super) fn vtep(&self) -> VtepId {
-        VtepId((self.state >> 32) as u32)
+        VtepId(self.state >> FLAGS)
     }
 
     pub(super) fn protocol(&self) -> u8 {
@@ -303,8 +370,7 @@ impl Words {
     }
 
     #[inline(always)]
-    pub(super) fn flow(&self) -> FlowState {
-        let rule = RuleId((self.sequence >> 32) as u32);
+    pub(super) fn flow(&self, rule: RuleId) -> FlowState {
         FlowState::from_bits(self.state, rule, (self.seen >> 32) as u32)
     }
 

@@ -3,7 +3,8 @@
 //!
 //! One table for the node, because the two directions of a flow reach
 //! different workers. A flow takes one cache line of plain atomics, without
-//! pointers; a lookup reads that line and never locks.
+//! pointers; a lookup reads that line and never locks. What packets seldom need,
+//! which rule has decided and the totals of what was counted, stands beside it.
 //!
 //! A flow may stand in any of the [`WINDOW`] lines that follow from its hash.
 //! In a half-full table nine in ten stand in the first two of them, which are
@@ -18,8 +19,8 @@
 //! kind allows counts as free. A lookup ends at the first vacant line, so those
 //! lines are made vacant again now and then, off the packets' path ([`sweep`]).
 
-use crate::sync::{AtomicU64, Ordering, fence};
-use crate::tables::VtepId;
+use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
+use crate::tables::{RuleId, VtepId};
 use crate::wire::{protocol, tcp};
 
 mod counts;
@@ -27,8 +28,9 @@ mod hash;
 mod key;
 mod line;
 mod sweep;
+mod time;
 
-use counts::Counts;
+use counts::Totals;
 pub use counts::Traffic;
 pub use hash::FlowHasher;
 pub use key::{FlowKey, FlowTuple};
@@ -37,76 +39,11 @@ use line::{
     ESTABLISHED, FIN_INITIATOR, FIN_RESPONDER, FRAGMENT, Line, REPLIED, RESET, Words, closing,
 };
 pub use sweep::SLICES;
+use time::FRESH;
+pub use time::{TICK_MS, Tick, Timeouts};
 
 /// Lines that one flow may stand in.
 pub const WINDOW: usize = if cfg!(loom) { 3 } else { 16 };
-
-/// Milliseconds in one tick of [`Tick`].
-pub const TICK_MS: u64 = 100;
-
-/// Ticks for which a flow that was seen needs neither a look at its timeout nor
-/// a note of having been seen again: one second. So a busy flow's line is
-/// written once a second, and ages at most that much too early.
-const FRESH: u32 = (1000 / TICK_MS) as u32;
-
-/// Coarse time: [`TICK_MS`] since some fixed moment; 32 bits are 13 years.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tick(pub u32);
-
-impl Tick {
-    /// The tick at a monotonic time in nanoseconds.
-    pub const fn from_nanoseconds(ns: u64) -> Self {
-        Self((ns / (TICK_MS * 1_000_000)) as u32)
-    }
-
-    /// Whole seconds from this tick to a later one; none if it is not later.
-    pub const fn seconds_until(self, later: Self) -> u64 {
-        later.since(self) as u64 * TICK_MS / 1000
-    }
-
-    const fn since(self, earlier: Self) -> u32 {
-        let ticks = self.0.wrapping_sub(earlier.0);
-        // Another worker's clock may be a tick ahead of ours.
-        if ticks > u32::MAX / 2 { 0 } else { ticks }
-    }
-}
-
-/// How long a flow may be idle, in seconds, at least one. The defaults are conntrack's
-/// orders of magnitude.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Timeouts {
-    /// TCP until the end that began has gone on after an answer.
-    pub tcp_syn: u32,
-    /// TCP thereafter.
-    pub tcp_established: u32,
-    /// TCP after a reset or after both ends have finished.
-    pub tcp_closing: u32,
-    /// UDP without an answer.
-    pub udp: u32,
-    /// UDP with an answer.
-    pub udp_replied: u32,
-    /// ICMP and ICMPv6.
-    pub icmp: u32,
-    /// Any other protocol.
-    pub other: u32,
-    /// Fragments of a packet after its first one.
-    pub fragments: u32,
-}
-
-impl Default for Timeouts {
-    fn default() -> Self {
-        Self {
-            tcp_syn: 60,
-            tcp_established: 24 * 3600,
-            tcp_closing: 10,
-            udp: 30,
-            udp_replied: 120,
-            icmp: 30,
-            other: 600,
-            fragments: 30,
-        }
-    }
-}
 
 /// Why a flow was not remembered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -136,18 +73,20 @@ pub enum NotFound {
 pub struct Found {
     line: usize,
     words: Words,
+    rule: RuleId,
 }
 
 impl Found {
     /// What is remembered of the flow.
     #[inline(always)]
     pub fn state(&self) -> FlowState {
-        self.words.flow()
+        self.words.flow(self.rule)
     }
 
     /// The part of it that a packet needs.
     pub fn glimpse(&self) -> Glimpse {
-        Glimpse { vtep: self.words.vtep(), line: self.line, seen: self.words.seen }
+        let Words { sequence, seen, .. } = self.words;
+        Glimpse { vtep: self.words.vtep(), line: self.line, sequence, seen }
     }
 }
 
@@ -157,6 +96,7 @@ pub struct Glimpse {
     /// The VTEP of the remote end.
     pub vtep: VtepId,
     line: usize,
+    sequence: u32,
     seen: u64,
 }
 
@@ -185,9 +125,11 @@ pub struct Seen {
 /// The table.
 pub struct FlowTable {
     lines: Box<[Line]>,
-    /// Those of each line, from the high and from the low end; none if flows are
-    /// not counted.
-    counts: [Box<[Counts]>; 2],
+    /// The rule that has decided about the flow of each line.
+    rules: Box<[AtomicU32]>,
+    /// What has come from the high and from the low end of each line's flow; none
+    /// if flows are not counted.
+    totals: Box<[[Totals; 2]]>,
     mask: usize,
     hasher: FlowHasher,
     timeouts: Timeouts,
@@ -196,7 +138,7 @@ pub struct FlowTable {
 }
 
 impl FlowTable {
-    /// A table of `capacity` lines (rounded up to a power of two), 64 bytes
+    /// A table of `capacity` lines (rounded up to a power of two), 68 bytes
     /// each, whose hash is keyed at random. With half as many flows, one in
     /// several thousand finds no place.
     pub fn new(capacity: usize, timeouts: Timeouts) -> Self {
@@ -210,19 +152,19 @@ impl FlowTable {
         // The windows of the last lines reach beyond the power of two.
         let lines: Box<[Line]> =
             std::iter::repeat_with(Line::new).take(capacity + WINDOW - 1).collect();
+        let rules: Box<[AtomicU32]> = lines.iter().map(|_| AtomicU32::new(0)).collect();
         crate::hint::prefer_huge_pages(&lines);
-        let (counts, sweeps) = (Default::default(), AtomicU64::new(0));
-        Self { lines, counts, mask: capacity - 1, hasher, timeouts, sweeps }
+        crate::hint::prefer_huge_pages(&rules);
+        let (totals, sweeps) = (Box::default(), AtomicU64::new(0));
+        Self { lines, rules, totals, mask: capacity - 1, hasher, timeouts, sweeps }
     }
 
     /// The same table, which also counts what goes through each flow: 32 bytes
     /// more a line.
     #[must_use]
     pub fn counting(mut self) -> Self {
-        for counts in &mut self.counts {
-            *counts = std::iter::repeat_with(Counts::new).take(self.lines.len()).collect();
-            crate::hint::prefer_huge_pages(counts);
-        }
+        self.totals = self.lines.iter().map(|_| [Totals::new(), Totals::new()]).collect();
+        crate::hint::prefer_huge_pages(&self.totals);
         self
     }
 
@@ -233,7 +175,7 @@ impl FlowTable {
 
     /// Bytes that the table occupies.
     pub fn bytes(&self) -> usize {
-        size_of_val(&*self.lines) + self.counts.iter().map(|it| size_of_val(&**it)).sum::<usize>()
+        size_of_val(&*self.lines) + size_of_val(&*self.rules) + size_of_val(&*self.totals)
     }
 
     /// Number of lines; the table works best with half as many flows.
@@ -245,29 +187,21 @@ impl FlowTable {
         hash as usize & self.mask
     }
 
-    /// Asks the CPU to load the two lines where a flow most likely stands, and the
-    /// counts of the first.
+    /// Asks the CPU to load the two lines where a flow most likely stands.
     #[inline]
     pub fn prefetch(&self, tuple: &FlowTuple) {
         let home = self.home(tuple.hash);
         for line in &self.lines[home..home + 2] {
             crate::hint::prefetch(line);
         }
-        if let Some(counts) = self.counts_of(home, tuple.from_low) {
-            crate::hint::prefetch(counts);
-        }
     }
 
-    #[inline(always)]
-    fn counts_of(&self, line: usize, from_low: bool) -> Option<&Counts> {
-        self.counts[usize::from(from_low)].get(line)
-    }
-
-    /// Counts a packet of so many bytes of a flow that was found.
+    /// Counts a packet of so many bytes, at most 65,575, of a flow that was found.
     #[inline(always)]
     pub fn count(&self, found: &Glimpse, from_low: bool, bytes: u32) {
-        if let Some(counts) = self.counts_of(found.line, from_low) {
-            counts.add(Traffic::packet(bytes));
+        if let Some(totals) = self.totals.get(found.line) {
+            let way = usize::from(from_low);
+            self.lines[found.line].recent[way].count(bytes, &totals[way]);
         }
     }
 
@@ -285,8 +219,8 @@ impl FlowTable {
                 let good = !words.learns(tuple.from_low)
                     && (idle <= FRESH
                         || self.renew(line, (words.state, words.seen), words.protocol(), now));
-                let (vtep, seen) = (words.vtep(), words.seen);
-                return good.then_some(Glimpse { vtep, line: home + at, seen });
+                let (vtep, Words { sequence, seen, .. }) = (words.vtep(), words);
+                return good.then_some(Glimpse { vtep, line: home + at, sequence, seen });
             }
             if words.vacant() {
                 break;
@@ -298,7 +232,7 @@ impl FlowTable {
     /// Notes that a flow is seen again, unless it has been idle for too long. By
     /// value: what is lent out has to be in memory.
     #[inline(never)]
-    fn renew(&self, line: &Line, (state, seen): (u64, u64), protocol: u8, now: Tick) -> bool {
+    fn renew(&self, line: &Line, (state, seen): (u32, u64), protocol: u8, now: Tick) -> bool {
         let live = !self.timed_out(state, protocol, now.since(Tick(seen as u32)));
         if live {
             line.see(seen, now);
@@ -320,13 +254,30 @@ impl FlowTable {
                 if self.expired(&words, now) {
                     return Err(NotFound::Unknown);
                 }
-                return Ok(Found { line: home + at, words });
+                match self.read_whole(home + at) {
+                    Some(found) if found.words.is(&tuple.key) => return Ok(found),
+                    // It has just given way, or is being written for too long.
+                    _ => missing = NotFound::Busy,
+                }
             }
             if words.vacant() {
                 break;
             }
         }
         Err(missing)
+    }
+
+    /// What stands in a line, with what belongs to it elsewhere. Waits a moment
+    /// for a writer.
+    fn read_whole(&self, line: usize) -> Option<Found> {
+        for _ in 0..4 {
+            let words = self.lines[line].read_patiently()?;
+            let rule = RuleId(self.rules[line].load(Ordering::Relaxed));
+            if self.lines[line].is_still(words.sequence) {
+                return Some(Found { line, words, rule });
+            }
+        }
+        None
     }
 
     /// Notes a packet of a flow that was found: when, and what it tells of the
@@ -337,11 +288,12 @@ impl FlowTable {
         // Should the line have got another flow meanwhile, the words differ and
         // the exchange fails. If by chance they are equal, that flow may age
         // as this one would; its verdict and generation are never touched here.
-        let mut bits = found.words.state;
+        let known = found.words.state;
+        let mut bits = 0;
         let from_initiator = from_low == found.state().from_low;
         if !from_initiator {
             bits |= REPLIED;
-        } else if bits & (REPLIED | ESTABLISHED) == REPLIED
+        } else if known & (REPLIED | ESTABLISHED) == REPLIED
             && tcp_flags & tcp::SYN == 0
             && found.words.protocol() == protocol::TCP
         {
@@ -354,31 +306,29 @@ impl FlowTable {
                 (false, false) => FIN_RESPONDER,
             };
         }
-        if bits != found.words.state {
-            let (old, order) = (found.words.state, Ordering::Relaxed);
-            let _lost_to_another_worker = line.state.compare_exchange(old, bits, order, order);
-        }
+        line.learn(&found.words, bits);
         if now.since(found.words.last_seen()) > FRESH {
             line.see(found.words.seen, now);
         }
     }
 
     /// Notes that the verdict on a flow that was found still holds by the tables
-    /// of this generation.
+    /// of this generation. Without effect when another worker has changed it
+    /// meanwhile: it may be another flow.
     #[inline]
     pub fn confirm(&self, found: &Glimpse, generation: u32) {
-        let new = found.seen & 0xffff_ffff | u64::from(generation) << 32;
-        let (seen, order) = (&self.lines[found.line].seen, Ordering::Relaxed);
-        let _lost_to_another_worker = seen.compare_exchange(found.seen, new, order, order);
+        self.lines[found.line].confirm(found.sequence, found.seen, generation);
     }
 
-    /// Replaces what is remembered of a flow that was found. Without effect
-    /// when another worker has changed it meanwhile.
+    /// Replaces what was decided about a flow that was found; what its packets
+    /// have told of the connection stays. Without effect when another worker has
+    /// changed it meanwhile.
     pub fn update(&self, found: &Found, state: &FlowState, now: Tick) {
-        let key = found.words.key();
         let line = &self.lines[found.line];
-        if line.lock(&found.words) {
-            line.unlock(&Words::new(&key, state, now, found.words.sequence));
+        if line.lock(found.words.sequence) {
+            self.rules[found.line].store(state.rule.0, Ordering::Relaxed);
+            line.judge(state, now);
+            line.release(found.words.sequence);
         }
     }
 
@@ -397,27 +347,34 @@ impl FlowTable {
         // worker has progressed, so a few attempts are plenty.
         for _ in 0..4 {
             let (at, words) = self.place(tuple, now)?;
-            if words.is(&tuple.key) && !self.expired(&words, now) && !words.flow().closing() {
-                return Ok(Some(Found { line: at, words }));
+            let live = !self.expired(&words, now) && !closing(words.state);
+            if words.is(&tuple.key) && live {
+                match self.read_whole(at) {
+                    Some(found) if found.words.is(&tuple.key) => return Ok(Some(found)),
+                    _ => continue,
+                }
             }
             let line = &self.lines[at];
-            if !line.lock(&words) {
+            if !line.lock(words.sequence) {
                 continue;
             }
             if self.leads_to(at, tuple.hash) {
-                for (from_low, first) in
-                    [(tuple.from_low, first), (!tuple.from_low, Traffic::default())]
-                {
-                    if let Some(counts) = self.counts_of(at, from_low) {
-                        counts.set(first);
-                    }
-                }
+                self.rules[at].store(state.rule.0, Ordering::Relaxed);
+                self.begin_counts(at, tuple.from_low, first);
                 line.unlock(&Words::new(&tuple.key, state, now, words.sequence));
                 return Ok(None);
             }
-            line.release(&words);
+            line.release(words.sequence);
         }
         Err(Refused::Busy)
+    }
+
+    fn begin_counts(&self, line: usize, from_low: bool, first: Traffic) {
+        let Some(totals) = self.totals.get(line) else { return };
+        let ways = self.lines[line].recent.iter().zip(totals);
+        for ((recent, totals), way) in ways.zip([false, true]) {
+            recent.begin(if way == from_low { first } else { Traffic::default() }, totals);
+        }
     }
 
     /// Whether a lookup of this hash gets to a line, which the caller has locked:
@@ -468,7 +425,7 @@ impl FlowTable {
     /// for tests of what happens then.
     pub fn stall(&self) {
         for line in &self.lines {
-            let _already_stalled = line.read().is_none_or(|words| line.lock(&words));
+            let _already_stalled = line.read().is_none_or(|words| line.lock(words.sequence));
         }
     }
 
@@ -479,11 +436,11 @@ impl FlowTable {
     }
 
     #[cold]
-    fn timed_out(&self, state: u64, protocol: u8, idle: u32) -> bool {
+    fn timed_out(&self, state: u32, protocol: u8, idle: u32) -> bool {
         u64::from(idle) * TICK_MS > u64::from(self.timeout(state, protocol)) * 1000
     }
 
-    fn timeout(&self, state: u64, protocol: u8) -> u32 {
+    fn timeout(&self, state: u32, protocol: u8) -> u32 {
         let timeouts = &self.timeouts;
         let replied = state & REPLIED != 0;
         if state & FRAGMENT != 0 {
@@ -503,13 +460,19 @@ impl FlowTable {
     /// The live flows, for a look from outside; each is right by itself.
     pub fn iter(&self, now: Tick) -> impl Iterator<Item = Seen> {
         self.lines.iter().enumerate().filter_map(move |(at, line)| {
-            let words = line.read()?;
-            if words.vacant() || self.expired(&words, now) {
+            if line.read()?.vacant() {
                 return None;
             }
-            let traffic = [true, false]
-                .map(|from_low| self.counts_of(at, from_low).map(Counts::read).unwrap_or_default());
-            Some(Seen { key: words.key(), state: words.flow(), last: words.last_seen(), traffic })
+            let found = self.read_whole(at)?;
+            let words = &found.words;
+            if words.vacant() || self.expired(words, now) {
+                return None;
+            }
+            let totals = self.totals.get(at);
+            let traffic = [1, 0].map(|way| {
+                totals.and_then(|totals| line.recent[way].read(&totals[way])).unwrap_or_default()
+            });
+            Some(Seen { key: words.key(), state: found.state(), last: words.last_seen(), traffic })
         })
     }
 }
@@ -517,7 +480,7 @@ impl FlowTable {
 /// Whether a flow never gives way to a new one: it has had an answer, and if it
 /// is TCP, the end that began has gone on after that. Otherwise an end that
 /// only ever sends SYNs could fill the table, as it gets an answer to each.
-const fn lasting(state: u64, protocol: u8) -> bool {
+const fn lasting(state: u32, protocol: u8) -> bool {
     let needed = if protocol == protocol::TCP { ESTABLISHED } else { REPLIED };
     state & needed != 0
 }

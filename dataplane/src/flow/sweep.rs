@@ -38,13 +38,13 @@ impl FlowTable {
         let line = &self.lines[at];
         let Some(words) = line.read() else { return false };
         let over = !words.vacant() && self.expired(&words, then);
-        if !over || self.is_needed(at) || !line.lock(&words) {
+        if !over || self.is_needed(at) || !line.lock(words.sequence) {
             return false;
         }
         fence(Ordering::SeqCst);
         let needed = self.is_needed(at);
         if needed {
-            line.release(&words);
+            line.release(words.sequence);
         } else {
             line.unlock(&words.vacated());
         }

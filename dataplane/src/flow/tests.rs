@@ -64,7 +64,54 @@ mod plain {
             traffic.iter().flatten().copied().fold(NONE, |sum, more| sum + more),
             Traffic::packet(60)
         );
-        assert_eq!(table.bytes(), table.lines.len() * 96);
+        assert_eq!(table.bytes(), table.lines.len() * 100);
+    }
+
+    /// Totals take over what the line's words have no room for, packet by packet
+    /// the same as plain addition.
+    #[test]
+    fn counts_have_no_end() {
+        let table = FlowTable::new(64, Timeouts::default()).counting();
+        let flow = tuple(&table, 1, TCP);
+        table.insert(&flow, &state(1), NONE, NOW).unwrap();
+        let found = table.find(&flow, NOW).unwrap().glimpse();
+        let mut expected = [NONE, NONE];
+        for (number, bytes) in (0..).zip([0, 20, 40, 1500, 9000, 65_575].repeat(2000)) {
+            let way = usize::from(number % 3 == 0);
+            table.count(&found, way == 0, bytes);
+            expected[way] = expected[way] + Traffic::packet(bytes);
+            if number % 101 == 0 {
+                assert_eq!(table.iter(NOW).next().unwrap().traffic, expected);
+            }
+        }
+        assert!(expected[0].packets > 1 << 11 && expected[0].bytes > 1 << 21, "{expected:?}");
+    }
+
+    /// What a packet tells is kept, whatever other workers note at the same time.
+    #[test]
+    fn nothing_that_packets_tell_is_lost() {
+        let table = FlowTable::new(64, Timeouts::default());
+        let flow = tuple(&table, 1, TCP);
+        table.insert(&flow, &state(1), NONE, NOW).unwrap();
+        // Both workers and control's judgement go by the same reading.
+        let found = table.find(&flow, NOW).unwrap();
+        table.touch(&found, false, tcp::FIN | tcp::ACK, NOW);
+        table.touch(&found, true, tcp::FIN | tcp::ACK, NOW);
+        assert!(table.find(&flow, NOW).unwrap().state().closing());
+        table.update(&found, &FlowState { generation: 8, ..state(3) }, NOW);
+        let now = table.find(&flow, NOW).unwrap().state();
+        assert!(now.closing() && now.replied && (now.vtep, now.generation) == (VtepId(3), 8));
+        // The line has been judged anew: an old reading tells nothing more.
+        table.touch(&found, true, tcp::RST, NOW);
+        assert!(!table.find(&flow, NOW).unwrap().state().reset);
+    }
+
+    #[test]
+    fn a_vtep_beyond_the_last_number_is_none() {
+        let table = FlowTable::new(64, Timeouts::default());
+        let flow = tuple(&table, 1, TCP);
+        table.insert(&flow, &state(VtepId::NONE.0 + 5), NONE, NOW).unwrap();
+        assert_eq!(table.find(&flow, NOW).unwrap().state().vtep, VtepId::NONE);
     }
 
     #[test]
@@ -78,8 +125,8 @@ mod plain {
         let table = FlowTable::new(64, Timeouts::default());
         let flow = tuple(&table, 1, TCP);
         assert!(table.find(&flow, NOW).is_err());
-        table.insert(&flow, &state(0xabcd_1234), NONE, NOW).unwrap();
-        assert_eq!(table.find(&flow, NOW).unwrap().state(), state(0xabcd_1234));
+        table.insert(&flow, &state(0x2b_cd12), NONE, NOW).unwrap();
+        assert_eq!(table.find(&flow, NOW).unwrap().state(), state(0x2b_cd12));
         assert!(table.find(&tuple(&table, 1, UDP), NOW).is_err());
         let changed = FlowState { allow: false, generation: 8, ..state(2) };
         table.update(&table.find(&flow, NOW).unwrap(), &changed, NOW);
@@ -213,7 +260,7 @@ mod plain {
         table.insert(&flow, &state(1), NONE, NOW).unwrap();
         let found = table.find(&flow, NOW).unwrap();
         let line = &table.lines[found.line];
-        assert!(line.lock(&found.words));
+        assert!(line.lock(found.words.sequence));
         assert_eq!(table.find(&flow, NOW).unwrap_err(), NotFound::Busy);
         assert_eq!(table.insert(&flow, &state(2), NONE, NOW).unwrap_err(), Refused::Busy);
         line.unlock(&found.words);
@@ -295,7 +342,8 @@ mod plain {
                     }
                     (2, Some(found)) => {
                         table.update(&found, &state(value), Tick(now));
-                        map.insert(number, (state(value), now));
+                        let replied = found.state().replied;
+                        map.insert(number, (FlowState { replied, ..state(value) }, now));
                     }
                     _ => now += value,
                 }
@@ -411,7 +459,7 @@ mod plain {
         table.insert(&flow(4), &state(4), NONE, after(53)).unwrap();
         assert_eq!(table.find(&flow(4), after(53)).unwrap().state(), state(4));
         let words = table.lines[1].read().expect("is at rest");
-        assert!(table.lines[1].lock(&words));
+        assert!(table.lines[1].lock(words.sequence));
         assert_eq!(pass(after(90)), 0, "someone may be putting a flow behind it");
     }
 
@@ -445,78 +493,4 @@ mod plain {
 }
 
 #[cfg(loom)]
-mod loom_tests {
-    use super::*;
-    use crate::sync::Arc;
-    use loom::thread;
-
-    /// Two writers fight for the only line while a reader looks: whatever the
-    /// reader finds is one of the two flows, whole.
-    #[test]
-    fn loom_a_line_is_read_whole_or_not_at_all() {
-        let mut model = loom::model::Builder::new();
-        model.preemption_bound = Some(3);
-        model.check(|| {
-            let line = Arc::new(Line::new());
-            let key = |n: u64| FlowKey {
-                low: Addr::from_bits(u128::from(n)),
-                high: Addr::from_bits(u128::from(n) << 64),
-                tuple: n,
-                fragment: false,
-            };
-            let writers: Vec<_> = (1..=2u32)
-                .map(|n| {
-                    let line = line.clone();
-                    thread::spawn(move || {
-                        if let Some(old) = line.read()
-                            && line.lock(&old)
-                        {
-                            let key = key(u64::from(n));
-                            line.unlock(&Words::new(&key, &state(n), Tick(n), old.sequence));
-                        }
-                    })
-                })
-                .collect();
-            if let Some(words) = line.read()
-                && !words.vacant()
-            {
-                let n = words.tuple;
-                assert!(n == 1 || n == 2);
-                assert!(words.is(&key(n)));
-                assert_eq!(words.flow(), state(n as u32));
-                assert_eq!(words.last_seen(), Tick(n as u32));
-            }
-            for writer in writers {
-                writer.join().unwrap();
-            }
-            assert!(line.read().is_some_and(|words| !words.vacant()));
-        });
-    }
-
-    /// A flow is swept away that is not yet over by the clock of a worker, which
-    /// puts another one behind it just then: that one is found.
-    #[test]
-    fn loom_a_sweep_hides_no_flow() {
-        let mut model = loom::model::Builder::new();
-        model.preemption_bound = Some(3);
-        model.check(|| {
-            let hasher = FlowHasher::from_seed(1);
-            let table = Arc::new(FlowTable::with_hasher(1, Timeouts::default(), hasher));
-            let flow = |n: u64| FlowTuple {
-                key: FlowKey { tuple: n | 17 << 24, ..FlowKey::default() },
-                from_low: true,
-                hash: 0,
-            };
-            table.insert(&flow(1), &state(1), NONE, Tick(0)).unwrap();
-            let worker = {
-                let table = table.clone();
-                thread::spawn(move || table.insert(&flow(2), &state(2), NONE, Tick(300)).is_ok())
-            };
-            table.vacate(0, Tick(330));
-            if worker.join().unwrap() {
-                let found = table.find(&flow(2), Tick(330)).map(|found| found.state());
-                assert_eq!(found, Ok(state(2)));
-            }
-        });
-    }
-}
+mod loom_tests;

@@ -11,6 +11,12 @@ use crate::wire::MacAddr;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct VtepId(pub u32);
 
+impl VtepId {
+    /// Numbers of VTEPs are below this one: four millions of them. It is that of
+    /// none.
+    pub const NONE: Self = Self((1 << 22) - 1);
+}
+
 /// A node's number; the VTEPs of both families of a node share it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NodeId(pub u32);
@@ -69,8 +75,11 @@ impl Vteps {
         self.by_underlay.get(underlay.bits()).copied()
     }
 
-    /// Sets what is known of a VTEP.
+    /// Sets what is known of a VTEP. One whose number is too high stays unknown.
     pub fn insert(&mut self, id: VtepId, spec: VtepSpec) {
+        if id >= VtepId::NONE {
+            return;
+        }
         self.remove(id);
         let at = id.0 as usize;
         let by_id = Arc::make_mut(&mut self.by_id);
