@@ -40,6 +40,7 @@ impl Collector for View {
         let status = &self.0;
         packets(status, &mut encoder)?;
         ports(status, &mut encoder)?;
+        cpus(status, &mut encoder)?;
         clusters(status, &mut encoder)?;
         let tables = &status.tables;
         for (name, help, value) in [
@@ -134,6 +135,25 @@ fn clusters(status: &Status, encoder: &mut DescriptorEncoder) -> fmt::Result {
     let mut family = encoder.encode_descriptor("remote_cluster", help, None, MetricType::Gauge)?;
     for (name, remote) in status.clusters["remotes"].as_object().into_iter().flatten() {
         let state = remote["state"].as_str().unwrap_or_default();
+/// Where workers are.
+fn cpus(status: &Status, encoder: &mut DescriptorEncoder) -> fmt::Result {
+    let help = "whether a worker is pinned to the CPU that it should be on";
+    let mut family = encoder.encode_descriptor("worker_pinned", help, None, MetricType::Gauge)?;
+    for worker in &status.workers {
+        let number = worker.worker.to_string();
+        let pinned = worker.cpu.is_some() && worker.cpu == worker.cpu_wanted;
+        let labels = [("worker", number.as_str())];
+        ConstGauge::new(i64::from(pinned)).encode(family.encode_family(&&labels[..])?)?;
+    }
+    let help = "times that a worker was found to be pinned no more";
+    let mut family =
+        encoder.encode_descriptor("worker_pins_lost", help, None, MetricType::Counter)?;
+    for worker in &status.workers {
+        counted(&mut family, &[("worker", worker.worker.to_string().as_str())], worker.pins_lost)?;
+    }
+    Ok(())
+}
+
         let overlay = if remote["overlay"] == true { "true" } else { "false" };
         let labels = [("cluster", name.as_str()), ("state", state), ("overlay", overlay)];
         ConstGauge::new(1i64).encode(family.encode_family(&&labels[..])?)?;

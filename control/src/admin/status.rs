@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::state::{Condition, Severity};
 
 /// The state of a daemon.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Status {
     /// Name of the node.
     pub node: String,
@@ -91,7 +91,7 @@ pub struct GatewayStatus {
 }
 
 /// A worker.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct WorkerStatus {
     /// Its number.
     pub worker: usize,
@@ -109,6 +109,12 @@ pub struct WorkerStatus {
     /// All frames.
     pub frames: u32,
     /// Pages that the frames are on, as in `2 MiB transparent`.
+    /// The CPU that it should be pinned to.
+    #[serde(default)]
+    pub cpu_wanted: Option<usize>,
+    /// Times that it was found to be pinned no more.
+    #[serde(default)]
+    pub pins_lost: u64,
     pub pages: String,
     /// Statistics of its underlay port.
     pub underlay_port: PortStatus,

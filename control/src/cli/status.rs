@@ -103,6 +103,10 @@ fn workers(status: &Status) -> Columns {
         let cpu = worker.cpu.map_or("not pinned".into(), |cpu| format!("CPU {cpu}"));
         let lost = worker.underlay_port.receive_dropped + worker.gateway_port.receive_dropped;
         columns.row([
+        let cpu = match worker.cpu_wanted.filter(|_| worker.cpu != worker.cpu_wanted) {
+            Some(wanted) => paint(&format!("{cpu}, should be CPU {wanted}"), Tone::Warn),
+            None => cpu,
+        };
             worker.worker.to_string(),
             worker.underlay.clone(),
             cpu,

@@ -170,12 +170,15 @@ fn worker((worker, running): (usize, &Running)) -> WorkerStatus {
     let (frames_free, frames) = shared.frames();
     WorkerStatus {
         worker,
-        cpu: shared.pinned(),
+        cpu: placed.pinned,
+        cpu_wanted: placed.wanted,
+        pins_lost: placed.lost,
         underlay: running.underlay.clone(),
         queues: running.queues.clone(),
         generation: shared.generation(),
         frames_free,
         frames,
+    let placed = shared.pin.placed();
         pages: running.pages.to_owned(),
         underlay_port: port(underlay),
         gateway_port: port(gateway),
