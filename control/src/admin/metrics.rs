@@ -57,6 +57,12 @@ impl Collector for View {
                 "flows that the flow table has room for",
                 tables.flow_capacity as i64,
             ),
+            ("memory_bytes", "memory of the daemon", status.memory.resident_bytes as i64),
+            (
+                "memory_huge_bytes",
+                "memory of the daemon on pages of 2 MiB",
+                status.memory.huge_bytes as i64,
+            ),
             (
                 "config_rejected",
                 "whether the config file's content is not in force",
@@ -129,12 +135,6 @@ fn ports(status: &Status, encoder: &mut DescriptorEncoder) -> fmt::Result {
     Ok(())
 }
 
-/// One for each remote cluster and its present state.
-fn clusters(status: &Status, encoder: &mut DescriptorEncoder) -> fmt::Result {
-    let help = "remote clusters, each with its state and whether its routes count";
-    let mut family = encoder.encode_descriptor("remote_cluster", help, None, MetricType::Gauge)?;
-    for (name, remote) in status.clusters["remotes"].as_object().into_iter().flatten() {
-        let state = remote["state"].as_str().unwrap_or_default();
 /// Where workers are.
 fn cpus(status: &Status, encoder: &mut DescriptorEncoder) -> fmt::Result {
     let help = "whether a worker is pinned to the CPU that it should be on";
@@ -154,6 +154,12 @@ fn cpus(status: &Status, encoder: &mut DescriptorEncoder) -> fmt::Result {
     Ok(())
 }
 
+/// One for each remote cluster and its present state.
+fn clusters(status: &Status, encoder: &mut DescriptorEncoder) -> fmt::Result {
+    let help = "remote clusters, each with its state and whether its routes count";
+    let mut family = encoder.encode_descriptor("remote_cluster", help, None, MetricType::Gauge)?;
+    for (name, remote) in status.clusters["remotes"].as_object().into_iter().flatten() {
+        let state = remote["state"].as_str().unwrap_or_default();
         let overlay = if remote["overlay"] == true { "true" } else { "false" };
         let labels = [("cluster", name.as_str()), ("state", state), ("overlay", overlay)];
         ConstGauge::new(1i64).encode(family.encode_family(&&labels[..])?)?;
@@ -196,4 +202,41 @@ fn cpus(status: &Status, encoder: &mut DescriptorEncoder) -> fmt::Result {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::status::{MemoryStatus, WorkerStatus};
+
+    #[test]
+    fn where_workers_are_is_told() {
+        let worker = |worker, cpu, cpu_wanted, pins_lost| WorkerStatus {
+            worker,
+            cpu,
+            cpu_wanted,
+            pins_lost,
+            ..WorkerStatus::default()
+        };
+        let workers = vec![
+            worker(0, Some(3), Some(3), 2),
+            worker(1, Some(1), Some(4), 0),
+            worker(2, None, Some(5), 0),
+            worker(3, None, None, 0),
+        ];
+        let memory = MemoryStatus { resident_bytes: 7, huge_bytes: 5 };
+        let text = render(&Status { workers, memory, ..Status::default() });
+        for line in [
+            "tieline_worker_pinned{worker=\"0\"} 1",
+            "tieline_worker_pinned{worker=\"1\"} 0",
+            "tieline_worker_pinned{worker=\"2\"} 0",
+            "tieline_worker_pinned{worker=\"3\"} 0",
+            "tieline_worker_pins_lost_total{worker=\"0\"} 2",
+            "tieline_worker_pins_lost_total{worker=\"1\"} 0",
+            "tieline_memory_bytes 7",
+            "tieline_memory_huge_bytes 5",
+        ] {
+            assert!(text.lines().any(|told| told == line), "{line}:\n{text}");
+        }
+    }
 }

@@ -18,6 +18,7 @@
 //! kind allows counts as free. A lookup ends at the first vacant line, so those
 //! lines are made vacant again now and then, off the packets' path ([`sweep`]).
 
+use crate::hint::Slab;
 use crate::sync::{AtomicU64, Ordering, fence};
 use crate::tables::VtepId;
 use crate::wire::{protocol, tcp};
@@ -184,10 +185,10 @@ pub struct Seen {
 
 /// The table.
 pub struct FlowTable {
-    lines: Box<[Line]>,
+    lines: Slab<Line>,
     /// Those of each line, from the high and from the low end; none if flows are
     /// not counted.
-    counts: [Box<[Counts]>; 2],
+    counts: [Slab<Counts>; 2],
     mask: usize,
     hasher: FlowHasher,
     timeouts: Timeouts,
@@ -208,9 +209,7 @@ impl FlowTable {
     pub fn with_hasher(capacity: usize, timeouts: Timeouts, hasher: FlowHasher) -> Self {
         let capacity = capacity.max(1).next_power_of_two();
         // The windows of the last lines reach beyond the power of two.
-        let lines: Box<[Line]> =
-            std::iter::repeat_with(Line::new).take(capacity + WINDOW - 1).collect();
-        crate::hint::prefer_huge_pages(&lines);
+        let lines = Slab::new(capacity + WINDOW - 1, Line::new);
         let (counts, sweeps) = (Default::default(), AtomicU64::new(0));
         Self { lines, counts, mask: capacity - 1, hasher, timeouts, sweeps }
     }
@@ -220,8 +219,7 @@ impl FlowTable {
     #[must_use]
     pub fn counting(mut self) -> Self {
         for counts in &mut self.counts {
-            *counts = std::iter::repeat_with(Counts::new).take(self.lines.len()).collect();
-            crate::hint::prefer_huge_pages(counts);
+            *counts = Slab::new(self.lines.len(), Counts::new);
         }
         self
     }
@@ -234,6 +232,17 @@ impl FlowTable {
     /// Bytes that the table occupies.
     pub fn bytes(&self) -> usize {
         size_of_val(&*self.lines) + self.counts.iter().map(|it| size_of_val(&**it)).sum::<usize>()
+    }
+
+    /// How many of these are on huge pages, as far as the kernel tells.
+    pub fn huge_bytes(&self) -> usize {
+        use std::ops::Range;
+        fn addresses<T>(values: &[T]) -> Range<usize> {
+            let Range { start, end } = values.as_ptr_range();
+            start.addr()..end.addr()
+        }
+        let [up, down] = &self.counts;
+        crate::hint::huge_bytes(&[addresses(&self.lines), addresses(up), addresses(down)])
     }
 
     /// Number of lines; the table works best with half as many flows.
@@ -467,7 +476,7 @@ impl FlowTable {
     /// Leaves every line as if its writer had stopped in the middle, for ever:
     /// for tests of what happens then.
     pub fn stall(&self) {
-        for line in &self.lines {
+        for line in &*self.lines {
             let _already_stalled = line.read().is_none_or(|words| line.lock(&words));
         }
     }
