@@ -204,9 +204,10 @@ section! {
         /// if that is not set.
         restart count: Option<u32> = None => "2",
         /// CPUs to pin workers to, in this order, as a list of numbers and ranges such as "2-3,6".
-        /// Workers share CPUs if there are more workers; CPUs that the daemon may not run on are
-        /// left out. Default: the CPUs that the daemon may run on, the last one first, because the
-        /// first ones take the most interrupts.
+        /// Workers share CPUs if there are more workers; CPUs outside the daemon's cpuset are left
+        /// out. Isolated CPUs (isolcpus) can be named; nothing else puts workers there. Default:
+        /// the CPUs that the daemon was given, the last one first, because the first ones take the
+        /// most interrupts.
         restart cpus: Option<CpuList> = None => "\"2-3,6\"",
         /// What a worker does when there are no packets: "busy", look again at once, for the
         /// lowest latency and a whole CPU; "sleep" until the kernel reports one;
@@ -216,7 +217,9 @@ section! {
         /// smaller ones have less latency under load.
         restart batch: u32 = 64,
         /// Number of frames in the memory of each worker for each queue that it serves, a power of
-        /// two, 512 to 1048576, and at least 8 batches. The memory is locked.
+        /// two, 512 to 1048576, and at least 8 batches. The memory is locked, and on pages of 2 MiB
+        /// where the machine gives them: reserved ones (vm.nr_hugepages) if enough are free, else
+        /// transparent ones. So is the flow table.
         restart frames: u32 = 4096,
         /// Size of a frame in bytes, 2048 or 4096. Packets of more than 1708 bytes need 4096.
         restart frame_size: u32 = 2048,
@@ -252,9 +255,9 @@ section! {
 section! {
     /// How long a connection without packets is remembered. All 1 to 2592000 (30 days).
     Timeouts {
-        /// TCP without an answer, in seconds.
+        /// TCP until its initiator has gone on after the answer, in seconds.
         restart tcp_syn_seconds: u32 = 60,
-        /// TCP with an answer, in seconds.
+        /// TCP after that, in seconds.
         restart tcp_established_seconds: u32 = 86_400,
         /// TCP after a reset, or after both ends have finished, in seconds.
         restart tcp_closing_seconds: u32 = 10,

@@ -27,6 +27,47 @@ pub fn prefer_huge_pages<T>(values: &[T]) {
     let _ = values;
 }
 
+#[cfg(feature = "xsk")]
+pub(crate) use tieline_xsk::slab::Slab;
+
+/// A large table; with the `xsk` feature, on huge pages.
+#[cfg(not(feature = "xsk"))]
+pub(crate) struct Slab<T>(Box<[T]>);
+
+#[cfg(not(feature = "xsk"))]
+impl<T> Slab<T> {
+    pub(crate) fn new(len: usize, make: impl Fn() -> T) -> Self {
+        Self(std::iter::repeat_with(make).take(len).collect())
+    }
+}
+
+#[cfg(not(feature = "xsk"))]
+impl<T> Default for Slab<T> {
+    fn default() -> Self {
+        Self(Box::default())
+    }
+}
+
+#[cfg(not(feature = "xsk"))]
+impl<T> std::ops::Deref for Slab<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        &self.0
+    }
+}
+
+/// Bytes of these ranges of addresses that are on huge pages, as far as known.
+pub fn huge_bytes(ranges: &[std::ops::Range<usize>]) -> usize {
+    #[cfg(feature = "xsk")]
+    return tieline_xsk::pages::huge_bytes(ranges);
+    #[cfg(not(feature = "xsk"))]
+    {
+        let _ = ranges;
+        0
+    }
+}
+
 /// The CPU's cycle counter, which runs at a constant rate.
 #[inline]
 pub fn cycles() -> u64 {

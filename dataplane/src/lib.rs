@@ -20,6 +20,7 @@ pub mod flow;
 pub mod frame;
 pub mod hint;
 pub mod outer;
+pub mod pin;
 pub mod port;
 pub mod publish;
 pub mod stage;

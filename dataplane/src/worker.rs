@@ -32,6 +32,7 @@ use crate::encap::encap;
 use crate::enforce::Context;
 use crate::flow::{FlowTable, Tick};
 use crate::frame::{Frame, Memory};
+use crate::pin::Pin;
 use crate::port::{Port, PortStatistics};
 use crate::publish::Reader;
 use crate::stage::Batch;
@@ -58,7 +59,7 @@ const LONGEST_SLEEP: Duration = Duration::from_millis(200);
 /// How a worker runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WorkerConfig {
-    /// The CPU to pin to.
+    /// The CPU to pin to at first ([`Shared::pin`]).
     pub cpu: Option<usize>,
     /// Most frames per batch. Beyond 16 it matters little.
     pub batch: usize,
@@ -96,7 +97,8 @@ pub struct Shared {
     frames: std::sync::Mutex<(u32, u32)>,
     /// The generation of the tables that the worker uses.
     generation: std::sync::atomic::AtomicU64,
-    pinned: std::sync::Mutex<Option<usize>>,
+    /// The CPU to be on.
+    pub pin: Pin,
 }
 
 impl Shared {
@@ -118,11 +120,6 @@ impl Shared {
     /// The generation of the tables that the worker uses.
     pub fn generation(&self) -> u64 {
         self.generation.load(Ordering::Relaxed)
-    }
-
-    /// The CPU that the worker is pinned to.
-    pub fn pinned(&self) -> Option<usize> {
-        *unpoisoned(&self.pinned)
     }
 }
 
@@ -166,7 +163,7 @@ impl<M: Memory, H: Heartbeat> Worker<M, H> {
             heartbeat,
             tables,
             flows,
-            shared: Arc::new(Shared::default()),
+            shared: Arc::new(Shared { pin: Pin::new(config.cpu), ..Shared::default() }),
             batch: Batch::new(capacity),
             // A batch at most goes to a queue before it is sent or dropped.
             to_underlay: Vec::with_capacity(2 * capacity),
@@ -218,7 +215,7 @@ impl<M: Memory, H: Heartbeat> Worker<M, H> {
 
     /// Runs until [`Shared::stop`]. Fails only where sleeping can't be set up.
     pub fn run(mut self) -> std::io::Result<()> {
-        self.pin();
+        self.shared.pin.keep();
         let descriptors = [self.underlay.descriptors(), self.gateway.descriptors()].concat();
         let mut sleeper = Sleeper::new(&descriptors)?;
         let mut idle_rounds = 0u32;
@@ -251,15 +248,8 @@ impl<M: Memory, H: Heartbeat> Worker<M, H> {
         Ok(())
     }
 
-    fn pin(&self) {
-        let Some(cpu) = self.config.cpu else { return };
-        // `core_affinity::get_core_ids` hides isolated CPUs: name it ourselves.
-        if core_affinity::set_for_current(core_affinity::CoreId { id: cpu }) {
-            *unpoisoned(&self.shared.pinned) = Some(cpu);
-        }
-    }
-
     fn report(&self) {
+        self.shared.pin.keep();
         *unpoisoned(&self.shared.ports) = (self.underlay.statistics(), self.gateway.statistics());
         *unpoisoned(&self.shared.frames) = (self.memory.free(), self.memory.chunks());
         self.shared.generation.store(self.tables.get().generation, Ordering::Relaxed);

@@ -68,6 +68,8 @@ pub struct Setup {
     pub queues: u32,
     /// How many workers the daemon has (`workers.count`).
     pub workers: Option<u32>,
+    /// The CPUs that the daemon's workers are to be on (`workers.cpus`).
+    pub cpus: Option<&'static str>,
 }
 
 impl Setup {
@@ -82,6 +84,7 @@ impl Setup {
             pods: 1,
             queues: 1,
             workers: None,
+            cpus: None,
         }
     }
 }
@@ -221,16 +224,14 @@ impl Joined {
         let (socket, config) = (at("tieline.sock"), at("tieline.toml"));
         let text = format!(
             "node = '{}'\n[datastore]\nkind = 'files'\npath = '{}'\n[datastore.remotes]\n\
-             theirs = '{}'\n[underlay]\nmode = '{}'\n[admin]\nsocket = '{}'\n{}",
+             theirs = '{}'\n[underlay]\nmode = '{}'\n[admin]\nsocket = '{}'\n[workers]\n{}{}",
             self.our_node().name,
             at("local").display(),
             at("remote").display(),
             self.setup.mode,
             socket.display(),
-            self.setup
-                .workers
-                .map(|count| format!("[workers]\ncount = {count}\n"))
-                .unwrap_or_default(),
+            self.setup.workers.map(|count| format!("count = {count}\n")).unwrap_or_default(),
+            self.setup.cpus.map(|list| format!("cpus = '{list}'\n")).unwrap_or_default(),
         );
         write(&config, text);
         let mut command = Command::new(tieline());

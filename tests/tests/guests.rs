@@ -5,7 +5,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tieline_tests::guest::{self, Console};
 use tieline_tests::joined;
 
@@ -70,6 +70,8 @@ fn passes_packets(series: &str, mode: &str) {
         assert_eq!(seen, ["Connected"; 4], "{run}:\n{all}");
     }
     frames_are_accounted_for(status, &all);
+    workers_are_where_they_may_be(&report, &all);
+    memory_is_on_large_pages(series, status, &all);
     for (way, generated) in
         ["decapsulated", "encapsulated"].iter().zip(report["generated"].as_array().unwrap())
     {
@@ -93,6 +95,31 @@ fn frames_are_accounted_for(status: &Value, all: &str) {
     }
 }
 
+/// An isolated CPU can be used by naming it. A cpuset that leaves it out moves
+/// the worker, which is reported, and goes back when the cpuset lets it.
+fn workers_are_where_they_may_be(report: &Value, all: &str) {
+    assert_eq!(report["isolated"], "1", "{all}");
+    assert_eq!(report["status"]["workers"][0]["cpu"], 1, "{all}");
+    let there = json!({"cpu": 1, "wanted": 1, "conditions": []});
+    let elsewhere = json!({"cpu": 0, "wanted": null, "conditions": ["workers.cpus"]});
+    assert_eq!(report["cpus"], json!([there, elsewhere, there]), "{all}");
+}
+
+/// The oldest kernel has no pages set aside, but makes some.
+fn settings(series: &str) -> &'static str {
+    if series == "6.1" { "isolcpus=1" } else { "isolcpus=1 hugepages=10" }
+}
+
+/// Frames and flow table are on 2 MiB pages, of those set aside if there are any.
+fn memory_is_on_large_pages(series: &str, status: &Value, all: &str) {
+    let kind = if series == "6.1" { "2 MiB transparent" } else { "2 MiB reserved" };
+    let (frames, huge) = (&status["workers"][0]["pages"], |what: &Value| what.as_u64().unwrap());
+    assert_eq!(frames, kind, "{all}");
+    // 65,536 places of 64 bytes.
+    assert!(huge(&status["tables"]["flow_huge_bytes"]) >= 4 << 20, "{all}");
+    assert!(huge(&status["memory"]["huge_bytes"]) >= 12 << 20, "{all}");
+}
+
 /// Boots a guest and waits for its end. `None` when none can be run here.
 fn run(series: &str) -> Option<Console> {
     let temporary = Path::new(env!("CARGO_TARGET_TMPDIR"));
@@ -100,7 +127,8 @@ fn run(series: &str) -> Option<Console> {
     let scratch = tempfile::tempdir_in(temporary).unwrap();
     let outcome = guest::fetch(&kernels).and_then(|()| {
         let program = Path::new(env!("CARGO_BIN_EXE_guest"));
-        guest::run(&kernels.join(series), program, joined::tieline(), scratch.path(), WITHIN)
+        let (folder, tieline) = (kernels.join(series), joined::tieline());
+        guest::run(&folder, settings(series), program, tieline, scratch.path(), WITHIN)
     });
     let console = match outcome {
         Ok(console) => console,

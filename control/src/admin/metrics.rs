@@ -40,6 +40,7 @@ impl Collector for View {
         let status = &self.0;
         packets(status, &mut encoder)?;
         ports(status, &mut encoder)?;
+        cpus(status, &mut encoder)?;
         clusters(status, &mut encoder)?;
         let tables = &status.tables;
         for (name, help, value) in [
@@ -55,6 +56,12 @@ impl Collector for View {
                 "flow_capacity",
                 "flows that the flow table has room for",
                 tables.flow_capacity as i64,
+            ),
+            ("memory_bytes", "memory of the daemon", status.memory.resident_bytes as i64),
+            (
+                "memory_huge_bytes",
+                "memory of the daemon on pages of 2 MiB",
+                status.memory.huge_bytes as i64,
             ),
             (
                 "config_rejected",
@@ -128,6 +135,25 @@ fn ports(status: &Status, encoder: &mut DescriptorEncoder) -> fmt::Result {
     Ok(())
 }
 
+/// Where workers are.
+fn cpus(status: &Status, encoder: &mut DescriptorEncoder) -> fmt::Result {
+    let help = "whether a worker is pinned to the CPU that it should be on";
+    let mut family = encoder.encode_descriptor("worker_pinned", help, None, MetricType::Gauge)?;
+    for worker in &status.workers {
+        let number = worker.worker.to_string();
+        let pinned = worker.cpu.is_some() && worker.cpu == worker.cpu_wanted;
+        let labels = [("worker", number.as_str())];
+        ConstGauge::new(i64::from(pinned)).encode(family.encode_family(&&labels[..])?)?;
+    }
+    let help = "times that a worker was found to be pinned no more";
+    let mut family =
+        encoder.encode_descriptor("worker_pins_lost", help, None, MetricType::Counter)?;
+    for worker in &status.workers {
+        counted(&mut family, &[("worker", worker.worker.to_string().as_str())], worker.pins_lost)?;
+    }
+    Ok(())
+}
+
 /// One for each remote cluster and its present state.
 fn clusters(status: &Status, encoder: &mut DescriptorEncoder) -> fmt::Result {
     let help = "remote clusters, each with its state and whether its routes count";
@@ -176,4 +202,41 @@ fn clusters(status: &Status, encoder: &mut DescriptorEncoder) -> fmt::Result {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::status::{MemoryStatus, WorkerStatus};
+
+    #[test]
+    fn where_workers_are_is_told() {
+        let worker = |worker, cpu, cpu_wanted, pins_lost| WorkerStatus {
+            worker,
+            cpu,
+            cpu_wanted,
+            pins_lost,
+            ..WorkerStatus::default()
+        };
+        let workers = vec![
+            worker(0, Some(3), Some(3), 2),
+            worker(1, Some(1), Some(4), 0),
+            worker(2, None, Some(5), 0),
+            worker(3, None, None, 0),
+        ];
+        let memory = MemoryStatus { resident_bytes: 7, huge_bytes: 5 };
+        let text = render(&Status { workers, memory, ..Status::default() });
+        for line in [
+            "tieline_worker_pinned{worker=\"0\"} 1",
+            "tieline_worker_pinned{worker=\"1\"} 0",
+            "tieline_worker_pinned{worker=\"2\"} 0",
+            "tieline_worker_pinned{worker=\"3\"} 0",
+            "tieline_worker_pins_lost_total{worker=\"0\"} 2",
+            "tieline_worker_pins_lost_total{worker=\"1\"} 0",
+            "tieline_memory_bytes 7",
+            "tieline_memory_huge_bytes 5",
+        ] {
+            assert!(text.lines().any(|told| told == line), "{line}:\n{text}");
+        }
+    }
 }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::state::{Condition, Severity};
 
 /// The state of a daemon.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Status {
     /// Name of the node.
     pub node: String,
@@ -20,6 +20,9 @@ pub struct Status {
     pub uptime_seconds: u64,
     /// Whether tables are in force and every worker runs.
     pub ready: bool,
+    /// Memory of the daemon, with frames and all tables.
+    #[serde(default)]
+    pub memory: MemoryStatus,
     /// The configuration file.
     pub config: ConfigStatus,
     /// Underlay devices.
@@ -45,6 +48,15 @@ pub struct Status {
     pub drops: BTreeMap<String, u64>,
     /// What the operator should know, most severe first.
     pub conditions: Vec<ConditionStatus>,
+}
+
+/// Memory of the daemon.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct MemoryStatus {
+    /// Bytes that are there.
+    pub resident_bytes: usize,
+    /// What of it is on pages of 2 MiB.
+    pub huge_bytes: usize,
 }
 
 /// The configuration file.
@@ -91,12 +103,18 @@ pub struct GatewayStatus {
 }
 
 /// A worker.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct WorkerStatus {
     /// Its number.
     pub worker: usize,
     /// The CPU that it is pinned to.
     pub cpu: Option<usize>,
+    /// The CPU that it should be pinned to.
+    #[serde(default)]
+    pub cpu_wanted: Option<usize>,
+    /// Times that it was found to be pinned no more.
+    #[serde(default)]
+    pub pins_lost: u64,
     /// The underlay device and the queues that it serves, as in `eth0:0` or
     /// `eth0:0,2`.
     pub underlay: String,
@@ -108,7 +126,8 @@ pub struct WorkerStatus {
     pub frames_free: u32,
     /// All frames.
     pub frames: u32,
-    /// Pages that the frames are on, as in `2 MiB transparent`.
+    /// Pages that the frames are on, as in `2 MiB transparent` or `2 MiB
+    /// reserved`.
     pub pages: String,
     /// Statistics of its underlay port.
     pub underlay_port: PortStatus,
@@ -148,6 +167,9 @@ pub struct TableStatus {
     pub flow_capacity: usize,
     /// Bytes of the flow table.
     pub flow_bytes: usize,
+    /// What of it is on pages of 2 MiB.
+    #[serde(default)]
+    pub flow_huge_bytes: usize,
     /// Live flows.
     pub flows: usize,
     /// Microseconds that the last change took from world to tables.

@@ -63,6 +63,8 @@ fn node(status: &Status) -> Columns {
     columns.row(["state", &state]);
     columns.row(["version", &status.version]);
     columns.row(["up", &format!("{} s", status.uptime_seconds)]);
+    let memory = status.memory;
+    columns.row(["memory", &on_pages(memory.resident_bytes, memory.huge_bytes)]);
     columns.row(["config", &status.config.path]);
     if let Some(error) = &status.config.error {
         columns.row(["", &paint(&format!("not in force: {error}"), Tone::Bad)]);
@@ -101,6 +103,10 @@ fn workers(status: &Status) -> Columns {
     let mut columns = Columns::default();
     for worker in &status.workers {
         let cpu = worker.cpu.map_or("not pinned".into(), |cpu| format!("CPU {cpu}"));
+        let cpu = match worker.cpu_wanted.filter(|_| worker.cpu != worker.cpu_wanted) {
+            Some(wanted) => paint(&format!("{cpu}, should be CPU {wanted}"), Tone::Warn),
+            None => cpu,
+        };
         let lost = worker.underlay_port.receive_dropped + worker.gateway_port.receive_dropped;
         columns.row([
             worker.worker.to_string(),
@@ -212,9 +218,15 @@ fn tables(status: &Status) -> Columns {
     ]);
     columns.row([
         format!("flows {}/{}", tables.flows, tables.flow_capacity),
-        format!("{} KiB", tables.flow_bytes / 1024),
+        on_pages(tables.flow_bytes, tables.flow_huge_bytes),
     ]);
     columns
+}
+
+/// Memory, and what of it is on large pages.
+fn on_pages(bytes: usize, huge: usize) -> String {
+    let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
+    format!("{:.1} MiB, {:.0} MiB of it on 2 MiB pages", mib(bytes), mib(huge))
 }
 
 fn counted(counters: &std::collections::BTreeMap<String, u64>) -> Columns {
@@ -237,4 +249,39 @@ fn conditions(conditions: &[ConditionStatus]) -> Columns {
         ]);
     }
     columns
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::status::{MemoryStatus, TableStatus, WorkerStatus};
+
+    #[test]
+    fn pages_and_cpus_are_shown() {
+        let worker = |cpu, cpu_wanted| WorkerStatus {
+            cpu,
+            cpu_wanted,
+            pages: "2 MiB reserved".into(),
+            ..WorkerStatus::default()
+        };
+        let text = render(&Status {
+            memory: MemoryStatus { resident_bytes: 33 << 20, huge_bytes: 12 << 20 },
+            workers: vec![worker(Some(3), Some(3)), worker(None, Some(3)), worker(None, None)],
+            tables: TableStatus {
+                flow_bytes: (9 << 20) / 2,
+                flow_huge_bytes: 4 << 20,
+                ..TableStatus::default()
+            },
+            ..Status::default()
+        });
+        for words in [
+            "memory   33.0 MiB, 12 MiB of it on 2 MiB pages",
+            "CPU 3                        0/0 frames free (2 MiB reserved)",
+            "not pinned, should be CPU 3  0/0 frames free",
+            "not pinned                   0/0 frames free",
+            "4.5 MiB, 4 MiB of it on 2 MiB pages",
+        ] {
+            assert!(text.contains(words), "{words}:\n{text}");
+        }
+    }
 }

@@ -13,6 +13,7 @@ use tieline_dataplane::xsk;
 use tracing::{info, warn};
 
 use super::Daemon;
+use super::cpus::usable;
 use super::ports::{Dataplane, DevicePlan, PortPlan};
 use super::spread::{Share, spread};
 use crate::causes::with_causes;
@@ -32,6 +33,7 @@ const LEAST_MTU: u32 = 1280;
 pub(super) enum Step {
     Links,
     Ports,
+    Cpus,
     Receivers,
     Adjacencies,
     Filters,
@@ -69,12 +71,11 @@ impl Daemon {
             self.settle(Step::Links, "gateway", outcome);
             let mut outcome = self.reconcile_ports().map_err(|error| with_causes(&error));
             if let Ok(conditions) = &mut outcome {
-                let workers = &self.config.current.workers;
-                conditions.extend(unusable_cpus(&workers.forbidden(&allowed_cpus())));
                 let run = self.dataplane.as_ref().map(|dataplane| dataplane.workers.len());
-                conditions.extend(other_count(workers.count, run));
+                conditions.extend(other_count(self.config.current.workers.count, run));
             }
             self.settle(Step::Ports, "ports", outcome);
+            self.place_workers();
         }
         if due.gateway || due.underlay || due.receivers {
             let outcome = self.look_for_receivers().await;
@@ -95,7 +96,7 @@ impl Daemon {
 
     /// What a step has to say takes the place of what it said before; the log
     /// is told what is new.
-    fn settle<E: std::fmt::Display>(
+    pub(super) fn settle<E: std::fmt::Display>(
         &mut self,
         step: Step,
         object: &str,
@@ -212,7 +213,6 @@ impl Daemon {
             return None;
         }
         let shares = self.shares(&underlay);
-        let allowed = allowed_cpus();
         Some(PortPlan {
             underlay,
             gateway: DevicePlan {
@@ -234,7 +234,6 @@ impl Daemon {
                     tieline_config::schema::Idle::Sleep => Idle::Sleep,
                 },
             },
-            cpus: config.workers.placement(shares.len(), &allowed),
             shares,
         })
     }
@@ -255,7 +254,9 @@ impl Daemon {
             info!("devices have changed: ports are opened anew");
         }
         self.dataplane = None;
-        let started = Dataplane::start(plan, || self.tables.reader(), &self.flows);
+        let workers = &self.config.current.workers;
+        let cpus = workers.placement(plan.shares.len(), &usable(workers));
+        let started = Dataplane::start(plan, &cpus, || self.tables.reader(), &self.flows);
         self.retry.tell(started.is_ok());
         let dataplane = self.dataplane.insert(started?);
         Ok(dataplane.conditions.clone())
@@ -408,29 +409,6 @@ pub(crate) fn overlay(
     }
 }
 
-/// The CPUs that this process may run on.
-fn allowed_cpus() -> Vec<usize> {
-    let set = rustix::thread::sched_getaffinity(None);
-    set.map(|set| (0..rustix::thread::CpuSet::MAX_CPU).filter(|cpu| set.is_set(*cpu)).collect())
-        .unwrap_or_default()
-}
-
-/// CPUs that workers were to be pinned to and can't be.
-fn unusable_cpus(forbidden: &[usize]) -> Option<Condition> {
-    let list: Vec<_> = forbidden.iter().map(ToString::to_string).collect();
-    let condition = Condition {
-        severity: Severity::Error,
-        cluster: ClusterId::Local,
-        object: "workers.cpus".to_owned(),
-        message: format!(
-            "the daemon may not run on CPU {}: its workers use the others of the list; widen its \
-             cgroup's CPUs, or correct the list",
-            list.join(", ")
-        ),
-    };
-    (!forbidden.is_empty()).then_some(condition)
-}
-
 /// Another number of workers than was asked for.
 fn other_count(wanted: Option<u32>, run: Option<usize>) -> Option<Condition> {
     let (wanted, run) = (usize::try_from(wanted?).ok()?, run?);
@@ -480,13 +458,5 @@ mod tests {
             assert_eq!((severity, &*object), (Severity::Warning, "vxlan device other"));
             assert!(message.contains(words), "{message}");
         }
-    }
-
-    #[test]
-    fn cpus_that_cannot_be_used_are_reported() {
-        assert_eq!(unusable_cpus(&[]), None);
-        let condition = unusable_cpus(&[6, 9]).expect("two are not usable");
-        assert_eq!((condition.severity, &*condition.object), (Severity::Error, "workers.cpus"));
-        assert!(condition.message.contains("CPU 6, 9:"), "{}", condition.message);
     }
 }

@@ -13,8 +13,9 @@
 //! time and as often as one likes.
 //!
 //! Start reading at [`Daemon::step`]; `kernel` is the reconciliation, `ports`
-//! the workers' life, `open` how they come by their queues, `mirror` what Felix
-//! is told, `reload` the configuration file, `report` the status.
+//! the workers' life, `open` how they come by their queues, `cpus` where they
+//! run, `mirror` what Felix is told, `reload` the configuration file, `report`
+//! the status.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -39,6 +40,7 @@ use crate::link::{Adjacency, Changed, Gateway, Netlink, Underlay};
 use crate::publish::Tables;
 use crate::state::{Condition, World};
 
+mod cpus;
 pub(crate) mod kernel;
 mod log;
 mod mirror;
@@ -212,14 +214,15 @@ impl Daemon {
         }
     }
 
-    /// What no event tells: workers that have ended, old tables to free, a
-    /// kernel's side that could not be set up or has other settings.
+    /// What no event tells: workers that have ended or are on another CPU, old
+    /// tables to free, a kernel's side that could not be set up or has other settings.
     async fn tick(&mut self) -> anyhow::Result<()> {
         self.tables.collect();
         self.mirroring.begin().await;
         self.tell_mirror();
         if let Some(dataplane) = &mut self.dataplane {
             dataplane.check().context("a worker has ended")?;
+            self.place_workers();
         } else if self.derived.is_some() && self.retry.is_due() {
             self.reconcile(Changed::ALL).await;
         }

@@ -52,8 +52,6 @@ pub(super) struct PortPlan {
     pub(super) frames: u32,
     pub(super) frame_size: u32,
     pub(super) worker: WorkerConfig,
-    /// A CPU for each worker; empty: not pinned.
-    pub(super) cpus: Vec<usize>,
 }
 
 /// A running worker.
@@ -64,6 +62,8 @@ pub(super) struct Running {
     /// The queues; none with a packet socket, which sees all.
     pub(super) queues: Vec<u32>,
     pub(super) pages: &'static str,
+    /// Times that it was taken off its CPU, as far as the log has been told.
+    pub(super) pins_lost: u64,
     thread: Option<JoinHandle<std::io::Result<()>>>,
 }
 
@@ -93,9 +93,10 @@ pub(super) struct Dataplane {
 
 impl Dataplane {
     /// Opens everything and starts the workers. When it fails, nothing stays
-    /// attached.
+    /// attached. `cpus` has one for each worker; empty: not pinned.
     pub(super) fn start(
         plan: PortPlan,
+        cpus: &[usize],
         tables: impl Fn() -> Reader<Snapshot>,
         flows: &Arc<FlowTable>,
     ) -> anyhow::Result<Self> {
@@ -125,7 +126,8 @@ impl Dataplane {
             _sink: sink,
         };
         for (number, lane) in lanes.into_iter().enumerate() {
-            let running = dataplane.run(number, lane, tables(), flows.clone())?;
+            let cpu = cpus.get(number).copied();
+            let running = dataplane.run(number, lane, cpu, tables(), flows.clone())?;
             dataplane.workers.push(running);
         }
         info!(
@@ -141,11 +143,12 @@ impl Dataplane {
         &self,
         number: usize,
         lane: Lane,
+        cpu: Option<usize>,
         tables: Reader<Snapshot>,
         flows: Arc<FlowTable>,
     ) -> anyhow::Result<Running> {
         let pages = lane.area.pages();
-        let config = WorkerConfig { cpu: self.plan.cpus.get(number).copied(), ..self.plan.worker };
+        let config = WorkerConfig { cpu, ..self.plan.worker };
         let worker = Worker::new(
             config,
             lane.area,
@@ -161,7 +164,7 @@ impl Dataplane {
             .spawn(move || worker.run())
             .context("no worker thread")?;
         let Lane { name: underlay, queues, .. } = lane;
-        Ok(Running { shared, underlay, queues, pages, thread: Some(thread) })
+        Ok(Running { shared, underlay, queues, pages, pins_lost: 0, thread: Some(thread) })
     }
 
     /// The XDP programs hand over VXLAN from exactly these VTEPs to exactly

@@ -9,12 +9,13 @@ use tieline_dataplane::flow::{FlowTable, Tick};
 use tieline_dataplane::port::PortStatistics;
 use tieline_dataplane::verdict::DropReason;
 use tieline_dataplane::worker::monotonic_ns;
+use tieline_dataplane::xsk::pages::{self, PageUse};
 
 use super::Daemon;
 use super::ports::Running;
 use crate::admin::status::{
-    ConditionStatus, DeviceStatus, GatewayStatus, PortStatus, Status, TableStatus, VtepStatus,
-    WorkerStatus,
+    ConditionStatus, DeviceStatus, GatewayStatus, MemoryStatus, PortStatus, Status, TableStatus,
+    VtepStatus, WorkerStatus,
 };
 use crate::link::Adjacency;
 use crate::state::Condition;
@@ -29,6 +30,7 @@ impl Daemon {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_seconds: self.started.elapsed().as_secs(),
             ready: self.ready(),
+            memory: memory(),
             config: self.config.status(),
             underlay: self.underlay_status(),
             gateway: self.gateway_status(),
@@ -103,6 +105,7 @@ impl Daemon {
             policies: tables.policies.iter().count(),
             flow_capacity: self.flows.capacity(),
             flow_bytes: self.flows.bytes(),
+            flow_huge_bytes: self.flows.huge_bytes(),
             flows: self.live_flows.load(Ordering::Relaxed),
             last_change_microseconds: u64::try_from(self.last_change.as_micros())
                 .unwrap_or(u64::MAX),
@@ -158,6 +161,11 @@ pub(super) fn age_flows(flows: &Arc<FlowTable>, live: &Arc<AtomicUsize>) {
     });
 }
 
+fn memory() -> MemoryStatus {
+    let PageUse { resident, huge } = pages::of_process();
+    MemoryStatus { resident_bytes: resident, huge_bytes: huge }
+}
+
 fn drops(tally: &Tally) -> BTreeMap<String, u64> {
     let counted = DropReason::ALL.iter().zip(tally.dropped);
     let occurred = counted.filter(|(_, count)| *count > 0);
@@ -168,9 +176,12 @@ fn worker((worker, running): (usize, &Running)) -> WorkerStatus {
     let shared = &running.shared;
     let (underlay, gateway) = shared.ports();
     let (frames_free, frames) = shared.frames();
+    let placed = shared.pin.placed();
     WorkerStatus {
         worker,
-        cpu: shared.pinned(),
+        cpu: placed.pinned,
+        cpu_wanted: placed.wanted,
+        pins_lost: placed.lost,
         underlay: running.underlay.clone(),
         queues: running.queues.clone(),
         generation: shared.generation(),

@@ -19,6 +19,7 @@
 //! kind allows counts as free. A lookup ends at the first vacant line, so those
 //! lines are made vacant again now and then, off the packets' path ([`sweep`]).
 
+use crate::hint::Slab;
 use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
 use crate::tables::{RuleId, VtepId};
 use crate::wire::{protocol, tcp};
@@ -124,12 +125,12 @@ pub struct Seen {
 
 /// The table.
 pub struct FlowTable {
-    lines: Box<[Line]>,
+    lines: Slab<Line>,
     /// The rule that has decided about the flow of each line.
-    rules: Box<[AtomicU32]>,
+    rules: Slab<AtomicU32>,
     /// What has come from the high and from the low end of each line's flow; none
     /// if flows are not counted.
-    totals: Box<[[Totals; 2]]>,
+    totals: Slab<[Totals; 2]>,
     mask: usize,
     hasher: FlowHasher,
     timeouts: Timeouts,
@@ -150,12 +151,9 @@ impl FlowTable {
     pub fn with_hasher(capacity: usize, timeouts: Timeouts, hasher: FlowHasher) -> Self {
         let capacity = capacity.max(1).next_power_of_two();
         // The windows of the last lines reach beyond the power of two.
-        let lines: Box<[Line]> =
-            std::iter::repeat_with(Line::new).take(capacity + WINDOW - 1).collect();
-        let rules: Box<[AtomicU32]> = lines.iter().map(|_| AtomicU32::new(0)).collect();
-        crate::hint::prefer_huge_pages(&lines);
-        crate::hint::prefer_huge_pages(&rules);
-        let (totals, sweeps) = (Box::default(), AtomicU64::new(0));
+        let lines = Slab::new(capacity + WINDOW - 1, Line::new);
+        let rules = Slab::new(lines.len(), || AtomicU32::new(0));
+        let (totals, sweeps) = (Slab::default(), AtomicU64::new(0));
         Self { lines, rules, totals, mask: capacity - 1, hasher, timeouts, sweeps }
     }
 
@@ -163,8 +161,7 @@ impl FlowTable {
     /// more a line.
     #[must_use]
     pub fn counting(mut self) -> Self {
-        self.totals = self.lines.iter().map(|_| [Totals::new(), Totals::new()]).collect();
-        crate::hint::prefer_huge_pages(&self.totals);
+        self.totals = Slab::new(self.lines.len(), || [Totals::new(), Totals::new()]);
         self
     }
 
@@ -176,6 +173,17 @@ impl FlowTable {
     /// Bytes that the table occupies.
     pub fn bytes(&self) -> usize {
         size_of_val(&*self.lines) + size_of_val(&*self.rules) + size_of_val(&*self.totals)
+    }
+
+    /// How many of these are on huge pages, as far as the kernel tells.
+    pub fn huge_bytes(&self) -> usize {
+        use std::ops::Range;
+        fn addresses<T>(values: &[T]) -> Range<usize> {
+            let Range { start, end } = values.as_ptr_range();
+            start.addr()..end.addr()
+        }
+        let parts = [addresses(&self.lines), addresses(&self.rules), addresses(&self.totals)];
+        crate::hint::huge_bytes(&parts)
     }
 
     /// Number of lines; the table works best with half as many flows.
@@ -424,7 +432,7 @@ impl FlowTable {
     /// Leaves every line as if its writer had stopped in the middle, for ever:
     /// for tests of what happens then.
     pub fn stall(&self) {
-        for line in &self.lines {
+        for line in &*self.lines {
             let _already_stalled = line.read().is_none_or(|words| line.lock(words.sequence));
         }
     }

@@ -148,11 +148,7 @@ impl Area {
         let bytes = chunks as usize * chunk_size as usize;
         let mapping =
             Mapping::anonymous(bytes).map_err(|source| AreaError::Memory { bytes, source })?;
-        let pages = match mapping::huge_bytes(&mapping) {
-            0 => "4 KiB",
-            huge if huge >= mapping.len() => "2 MiB transparent",
-            _ => "2 MiB transparent in part",
-        };
+        let pages = mapping.pages();
         Ok(Self {
             shared: Arc::new(Shared { mapping, ports: Mutex::new([false; PORTS]) }),
             chunk_size,
@@ -194,8 +190,8 @@ impl Area {
         self.chunks() - self.free() - self.held
     }
 
-    /// What kind of pages the memory is on: `2 MiB transparent`, the same
-    /// `in part`, or `4 KiB`.
+    /// What kind of pages the memory is on: `2 MiB reserved`, `2 MiB
+    /// transparent`, the same `in part`, or `4 KiB`.
     pub fn pages(&self) -> &'static str {
         self.pages
     }

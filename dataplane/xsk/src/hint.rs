@@ -1,5 +1,7 @@
 //! Advice to the CPU, and the clocks that are cheap to read.
 
+use crate::mapping::HUGE_PAGE;
+
 /// Asks the CPU to load the cache line that `value` begins in.
 #[inline]
 pub fn prefetch<T>(value: &T) {
@@ -33,11 +35,8 @@ pub(crate) fn prefetch_address(address: *const u8) {
     let _ = address;
 }
 
-/// Bytes of a huge page on x86-64 and most others.
-const HUGE_PAGE: usize = 2 << 20;
-
 /// `MADV_COLLAPSE` (linux/mman.h, 6.1): put what is there on huge pages now.
-const MADV_COLLAPSE: libc::c_int = 25;
+pub(crate) const MADV_COLLAPSE: libc::c_int = 25;
 
 /// Asks the kernel to keep the memory of `values` on huge pages, as far as whole
 /// ones fit, and to have all of them there. Large tables that are read at random

@@ -18,7 +18,9 @@ pub mod generator;
 pub mod hint;
 pub mod memlock;
 pub mod packet;
+pub mod pages;
 pub mod ring;
+pub mod slab;
 pub mod socket;
 pub mod traffic;
 

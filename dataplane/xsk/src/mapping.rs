@@ -5,6 +5,8 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
 
+use crate::{hint, pages};
+
 /// What the kernel makes of `madvise(MADV_HUGEPAGE)` on x86-64 and most others.
 pub(crate) const HUGE_PAGE: usize = 2 << 20;
 
@@ -13,7 +15,12 @@ pub(crate) const HUGE_PAGE: usize = 2 << 20;
 pub(crate) struct Mapping {
     start: NonNull<u8>,
     len: usize,
+    /// On huge pages that the machine has set aside.
+    reserved: bool,
 }
+
+/// Memory that belongs to nobody else.
+const ANONYMOUS: c_int = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
 
 // SAFETY: a mapping belongs to the process, not to a thread. Its bytes are only
 // reached through raw pointers, whose users answer for the absence of races.
@@ -22,25 +29,49 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Zeroed memory of its own, on huge pages if the kernel has them for it.
+    /// Zeroed memory of its own, all of it there: on huge pages that the machine
+    /// has set aside, else on such as the kernel makes, else on ordinary ones.
     pub(crate) fn anonymous(len: usize) -> io::Result<Self> {
-        let huge = len >= HUGE_PAGE;
-        let len = len.next_multiple_of(if huge { HUGE_PAGE } else { page_size() });
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        let mapping = if huge {
-            // Huge pages only go where the address is a multiple of theirs.
-            Self::new(len + HUGE_PAGE, flags, -1, 0)?.trimmed(len)
-        } else {
-            Self::new(len, flags, -1, 0)?
-        };
-        if huge {
-            mapping.advise(libc::MADV_HUGEPAGE);
+        let len = len.next_multiple_of(page_size());
+        if len < HUGE_PAGE {
+            let mapping = Self::new(len, ANONYMOUS, -1, 0)?;
+            mapping.advise(libc::MADV_DONTFORK);
+            mapping.populate();
+            return Ok(mapping);
         }
-        // A child must neither share nor copy memory that devices write to.
+        match Self::reserved(len.next_multiple_of(HUGE_PAGE)) {
+            Some(mapping) => Ok(mapping),
+            None => Self::transparent(len),
+        }
+    }
+
+    /// Huge pages that the machine has set aside, if so many are free.
+    fn reserved(len: usize) -> Option<Self> {
+        // SAFETY: takes no pointers. Who wants no huge pages, wants none of any kind.
+        if unsafe { libc::prctl(libc::PR_GET_THP_DISABLE, 0, 0, 0, 0) } == 1 {
+            return None;
+        }
+        let flags = ANONYMOUS | libc::MAP_HUGETLB | libc::MAP_HUGE_2MB;
+        // Pages are promised here and now, so this fails if there are too few.
+        let mut mapping = Self::new(len, flags, -1, 0).ok()?;
+        mapping.reserved = true;
         mapping.advise(libc::MADV_DONTFORK);
-        // All at once, now, rather than by page faults under load. A kernel
-        // before 5.14 does not know this, and registering populates it then.
-        mapping.advise(libc::MADV_POPULATE_WRITE);
+        // A cgroup may still have a limit of its own: hitting that is a signal
+        // for who touches the page, but an error here.
+        mapping.populate().then_some(mapping)
+    }
+
+    /// Huge pages that the kernel makes if it can; what is left at the end, less
+    /// than one, is on ordinary ones.
+    fn transparent(len: usize) -> io::Result<Self> {
+        let flags = ANONYMOUS | libc::MAP_NORESERVE;
+        // Huge pages only go where the address is a multiple of theirs.
+        let mapping = Self::new(len + HUGE_PAGE, flags, -1, 0)?.trimmed(len);
+        mapping.advise(libc::MADV_HUGEPAGE);
+        mapping.advise(libc::MADV_DONTFORK);
+        mapping.populate();
+        // Where no huge page was free at first, the kernel may make one.
+        mapping.advise(hint::MADV_COLLAPSE);
         Ok(mapping)
     }
 
@@ -59,7 +90,7 @@ impl Mapping {
             return Err(io::Error::last_os_error());
         }
         let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Self { start, len })
+        Ok(Self { start, len, reserved: false })
     }
 
     /// The part of `len` bytes that begins at a huge page; unmaps the rest.
@@ -78,14 +109,34 @@ impl Mapping {
             unsafe { libc::munmap(part.as_ptr().cast::<c_void>(), len) };
         }
         std::mem::forget(self);
-        Self { start, len }
+        Self { start, len, reserved: false }
     }
 
-    /// Advice may be refused by kernels that lack it: nothing depends on it.
-    fn advise(&self, advice: c_int) {
+    /// Advice may be refused by kernels that lack it. A child must neither share
+    /// nor copy memory that devices write to: hence MADV_DONTFORK.
+    fn advise(&self, advice: c_int) -> bool {
         // SAFETY: the range is ours; none of the advice used here changes what
         // the bytes are.
-        unsafe { libc::madvise(self.start.as_ptr().cast(), self.len, advice) };
+        unsafe { libc::madvise(self.start.as_ptr().cast(), self.len, advice) == 0 }
+    }
+
+    /// All at once, now, rather than by page faults under load. A kernel before
+    /// 5.14 does not know this, and registering populates it then.
+    fn populate(&self) -> bool {
+        self.advise(libc::MADV_POPULATE_WRITE)
+    }
+
+    /// What kind of pages the memory is on.
+    pub(crate) fn pages(&self) -> &'static str {
+        if self.reserved {
+            return "2 MiB reserved";
+        }
+        let start = self.start.addr().get();
+        match pages::huge_bytes(&[start..start + self.len]) {
+            0 => "4 KiB",
+            huge if huge >= self.len => "2 MiB transparent",
+            _ => "2 MiB transparent in part",
+        }
     }
 
     pub(crate) fn start(&self) -> NonNull<u8> {
@@ -112,66 +163,23 @@ pub(crate) fn page_size() -> usize {
     usize::try_from(size).unwrap_or(4096)
 }
 
-/// Bytes of `mapping` that are on transparent huge pages, as the kernel tells
-/// in `/proc/self/smaps`; zero when it doesn't.
-pub(crate) fn huge_bytes(mapping: &Mapping) -> usize {
-    let Ok(smaps) = std::fs::read_to_string("/proc/self/smaps") else { return 0 };
-    let start = mapping.start.addr().get();
-    huge_bytes_of(&smaps, start..start + mapping.len)
-}
-
-fn huge_bytes_of(smaps: &str, range: std::ops::Range<usize>) -> usize {
-    let mut inside = false;
-    let mut bytes = 0;
-    for line in smaps.lines() {
-        if let Some(area) = address_range(line) {
-            inside = area.start < range.end && range.start < area.end;
-        } else if inside && let Some(value) = line.strip_prefix("AnonHugePages:") {
-            let kib = value.trim().trim_end_matches("kB").trim().parse::<usize>().unwrap_or(0);
-            bytes += kib * 1024;
-        }
-    }
-    bytes
-}
-
-/// The range that a heading of smaps names: `7f00-7f10 rw-p ...`.
-fn address_range(line: &str) -> Option<std::ops::Range<usize>> {
-    let (start, rest) = line.split_once('-')?;
-    let (end, _) = rest.split_once(' ')?;
-    Some(usize::from_str_radix(start, 16).ok()?..usize::from_str_radix(end, 16).ok()?)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const SMAPS: &str = "\
-7f0000000000-7f0000400000 rw-p 00000000 00:00 0
-Size:               4096 kB
-AnonHugePages:      4096 kB
-VmFlags: rd wr mr mw me ac sd hg
-7f0000500000-7f0000501000 rw-p 00000000 00:00 0  [heap]
-AnonHugePages:         0 kB
-";
-
-    #[test]
-    fn huge_pages_are_counted_inside_the_range_only() {
-        assert_eq!(huge_bytes_of(SMAPS, 0x7f00_0000_0000..0x7f00_0040_0000), 4 << 20);
-        assert_eq!(huge_bytes_of(SMAPS, 0x7f00_0050_0000..0x7f00_0050_1000), 0);
-        assert_eq!(huge_bytes_of("nonsense\n-\n", 0..usize::MAX), 0);
-    }
 
     #[test]
     fn a_large_mapping_begins_at_a_huge_page() {
         let mapping = Mapping::anonymous(HUGE_PAGE + 1).unwrap();
         assert_eq!(mapping.start().addr().get() % HUGE_PAGE, 0);
-        assert_eq!(mapping.len(), 2 * HUGE_PAGE);
-        assert!(huge_bytes(&mapping) <= mapping.len());
+        assert!([HUGE_PAGE + page_size(), 2 * HUGE_PAGE].contains(&mapping.len()));
+        let kinds = ["2 MiB reserved", "2 MiB transparent", "2 MiB transparent in part", "4 KiB"];
+        assert!(kinds.contains(&mapping.pages()), "{}", mapping.pages());
     }
 
     #[test]
     fn a_small_mapping_takes_no_huge_page() {
         let mapping = Mapping::anonymous(1).unwrap();
         assert_eq!(mapping.len(), page_size());
+        assert_eq!(mapping.pages(), "4 KiB");
     }
 }

@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -19,7 +20,8 @@ const PORT: u16 = 5001;
 const GENERATED: u64 = 2000;
 
 fn main() {
-    let joined = Joined::over(Setup::new(Outer::Both), ["eth0", "eth1"]);
+    let setup = Setup { cpus: Some("1"), ..Setup::new(Outer::Both) };
+    let joined = Joined::over(setup, ["eth0", "eth1"]);
     let daemon = joined.start("daemon");
     daemon.wait_ready();
     let _servers =
@@ -32,6 +34,7 @@ fn main() {
     ];
     lose_packets(&joined.their_node().netns);
     let lossy = self::tcp(&joined, &daemon);
+    let cpus = cpus(&daemon);
     daemon.process.signal(Signal::Term).unwrap();
     let end = daemon.process.wait(PATIENCE).expect("the daemon's end");
     let report = json!({
@@ -40,6 +43,8 @@ fn main() {
         "status": status,
         "generated": generated,
         "lossy": lossy,
+        "isolated": read("/sys/devices/system/cpu/isolated"),
+        "cpus": cpus,
         "exit_code": end.code(),
         "log": daemon.process.transcript(),
     });
@@ -94,6 +99,46 @@ fn settled(daemon: &Daemon) -> Value {
         last = now;
         std::thread::sleep(Duration::from_secs(1));
     }
+}
+
+/// Where the worker is, and what is reported of it: at first, while the daemon's
+/// cpuset leaves out the worker's CPU, and after that.
+fn cpus(daemon: &Daemon) -> Vec<Value> {
+    let cgroups = Path::new("/sys/fs/cgroup");
+    let mounted = Command::new("mount").args(["-t", "cgroup2", "none"]).arg(cgroups).status();
+    assert!(mounted.unwrap().success());
+    let group = cgroups.join("daemon");
+    let write = |path: PathBuf, text: &str| {
+        fs::write(&path, text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    };
+    write(cgroups.join("cgroup.subtree_control"), "+cpuset");
+    fs::create_dir(&group).unwrap();
+    write(group.join("cgroup.procs"), &daemon.process.pid().to_string());
+    let seen = |list: &str, cpu: u64| {
+        write(group.join("cpuset.cpus"), list);
+        let start = Instant::now();
+        loop {
+            let status = daemon.status().expect("a status");
+            let (worker, objects) = (&status["workers"][0], objects(&status));
+            let (is, wanted) = (&worker["cpu"], &worker["cpu_wanted"]);
+            let settled = *is == cpu && objects.is_empty() == (*wanted == cpu);
+            if settled || start.elapsed() > PATIENCE {
+                return json!({"cpu": is, "wanted": wanted, "conditions": objects});
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    };
+    vec![seen("0-1", 1), seen("0", 0), seen("0-1", 1)]
+}
+
+/// What conditions are about.
+fn objects(status: &Value) -> Vec<Value> {
+    let conditions = status["conditions"].as_array().expect("conditions");
+    conditions.iter().map(|condition| condition["object"].clone()).collect()
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_default().trim().to_owned()
 }
 
 /// Sends packets with the kernel's generator from one pod to the other and

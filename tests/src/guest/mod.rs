@@ -6,8 +6,8 @@
 //! ```
 //!
 //! A guest has two virtio network cards that a hub of the emulator joins, set up
-//! so that a driver that can do AF_XDP zero copy does. It runs the program
-//! `guest` (`src/bin/guest.rs`) and powers off. Nothing of it touches this
+//! so that a driver that can do AF_XDP zero copy does, and two CPUs. It runs the
+//! program `guest` (`src/bin/guest.rs`) and powers off. Nothing of it touches this
 //! machine's network, and `/dev/kvm` is not used: a guest is slow, but the same
 //! everywhere. Start reading at [`run`].
 
@@ -94,9 +94,11 @@ impl Console {
 }
 
 /// Runs the guest program `guest` with the daemon `tieline` under a kernel of
-/// `folder` (as `tests/guest/fetch` leaves it), for `within` at most.
+/// `folder` (as `tests/guest/fetch` leaves it), for `within` at most. `settings`
+/// are the kernel's.
 pub fn run(
     folder: &Path,
+    settings: &str,
     guest: &Path,
     tieline: &Path,
     scratch: &Path,
@@ -113,7 +115,8 @@ pub fn run(
         command.arg("-device").arg(format!("virtio-net-pci,netdev=n{card},{CARD}"));
     }
     command.arg("-kernel").arg(folder.join("vmlinuz")).arg("-initrd").arg(&image);
-    command.args(["-append", "console=ttyS0 panic=-1 quiet loglevel=1"]);
+    let settings = format!("console=ttyS0 panic=-1 quiet loglevel=1 {settings}");
+    command.arg("-append").arg(settings);
     let errors = scratch.join("emulator.err");
     let file = File::create(&errors).map_err(|error| Fault::new(error.to_string()))?;
     let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(file).spawn();
