@@ -210,8 +210,9 @@ section! {
         /// most interrupts.
         restart cpus: Option<CpuList> = None => "\"2-3,6\"",
         /// What a worker does when there are no packets: "busy", look again at once, for the
-        /// lowest latency and a whole CPU; "sleep" until the kernel reports one;
-        /// or "adaptive", look again for a while, then sleep.
+        /// lowest latency and a whole CPU; "sleep" until the kernel reports one, for less than a
+        /// thousandth of a CPU and a later first packet (57 us from device to device at the median
+        /// where busy ones took 13); or "adaptive", look again for a while, then sleep.
         restart idle: Idle = Idle::Adaptive,
         /// Most packets that are handled together, 1 to 256. Larger batches spread fixed costs,
         /// smaller ones have less latency under load.

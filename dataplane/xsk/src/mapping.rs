@@ -132,7 +132,7 @@ impl Mapping {
             return "2 MiB reserved";
         }
         let start = self.start.addr().get();
-        match pages::huge_bytes(&[start..start + self.len]) {
+        match pages::huge_bytes(std::slice::from_ref(&(start..start + self.len))) {
             0 => "4 KiB",
             huge if huge >= self.len => "2 MiB transparent",
             _ => "2 MiB transparent in part",
