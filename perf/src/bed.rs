@@ -18,7 +18,10 @@
 //! kernel becomes an skb, which receive packet steering (RPS) then takes to the
 //! router's CPU. All that the router does from then on, up to the drop at the
 //! far end of its outgoing veth, is charged to the router's CPU, again for
-//! every subject alike.
+//! every subject alike. What the far end's stack does with packets that are not
+//! dropped there (pings, TCP) is another machine's work, and is taken to the
+//! traffic's CPU: on the router's, it would fall to a router by the packet or by
+//! the batch, as that one happens to send.
 //!
 //! Devices of the machine can stand in for the veth pairs ([`Devices`]).
 //!
@@ -261,6 +264,7 @@ impl Bed {
             ),
             format!("address add {}/32 dev lo", flows::remote_pod(0)),
         ])?;
+        self.receive_on(&self.sink, "s0", &[self.cpus.sink])?;
         self.far_tunnel()
     }
 
@@ -364,9 +368,14 @@ impl Bed {
     /// the router's CPUs, or again where veth hands them over.
     pub(crate) fn steer(&self, name: &str, on: bool) -> anyhow::Result<()> {
         let cpus = if on { self.router_cpus() } else { Vec::new() };
+        self.receive_on(&self.router, name, &cpus)
+    }
+
+    /// Has a device's packets handled by these CPUs; none: where they come in.
+    fn receive_on(&self, netns: &Netns, name: &str, cpus: &[usize]) -> anyhow::Result<()> {
         let mask = cpus.iter().fold(0u64, |mask, cpu| mask | 1 << cpu);
         let files = format!("/sys/class/net/{name}/queues/rx-*/rps_cpus");
-        self.shell(&self.router, &format!("for file in {files}; do echo {mask:x} > $file; done"))
+        self.shell(netns, &format!("for file in {files}; do echo {mask:x} > $file; done"))
     }
 
     /// Runs a shell command in a namespace, with that namespace's `/sys`.

@@ -371,6 +371,9 @@ fn tcp(
     at: &Place,
 ) -> anyhow::Result<Vec<Row>> {
     bed.offloads(offloads)?;
+    // One connection leaves a worker its time: the way to it is the router's work,
+    // as the kernel's is.
+    bed.steer("d0", true)?;
     let _server = TcpServer::start(&bed.sink, TCP_PORT)?;
     let to = SocketAddr::new(flows::remote_pod(0).into(), TCP_PORT);
     let from = &bed.generator;
