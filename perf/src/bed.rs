@@ -18,10 +18,9 @@
 //! kernel becomes an skb, which receive packet steering (RPS) then takes to the
 //! router's CPU. All that the router does from then on, up to the drop at the
 //! far end of its outgoing veth, is charged to the router's CPU, again for
-//! every subject alike. What the far end's stack does with packets that are not
-//! dropped there (pings, TCP) is another machine's work, and is taken to the
-//! traffic's CPU: on the router's, it would fall to a router by the packet or by
-//! the batch, as that one happens to send.
+//! every subject alike. TCP is not dropped there: what the far end's stack does
+//! with it is another machine's work, and is taken to the traffic's CPU, or it
+//! would fall to the router by the packet or by the batch, as that one sends.
 //!
 //! Devices of the machine can stand in for the veth pairs ([`Devices`]).
 //!
@@ -264,7 +263,6 @@ impl Bed {
             ),
             format!("address add {}/32 dev lo", flows::remote_pod(0)),
         ])?;
-        self.receive_on(&self.sink, "s0", &[self.cpus.sink])?;
         self.far_tunnel()
     }
 
@@ -367,8 +365,22 @@ impl Bed {
     /// Has packets that the kernel receives on a device of the router handled by
     /// the router's CPUs, or again where veth hands them over.
     pub(crate) fn steer(&self, name: &str, on: bool) -> anyhow::Result<()> {
+        if !self.has(name) {
+            return Ok(());
+        }
         let cpus = if on { self.router_cpus() } else { Vec::new() };
         self.receive_on(&self.router, name, &cpus)
+    }
+
+    /// For TCP, of which one connection leaves every router its time: the way to
+    /// the router is handled by the router's CPUs, and what arrives at the far end
+    /// by the traffic's.
+    pub(crate) fn steer_ends(&self) -> anyhow::Result<()> {
+        self.steer("d0", true)?;
+        if !self.has("s0") {
+            return Ok(());
+        }
+        self.receive_on(&self.sink, "s0", &[self.cpus.traffic])
     }
 
     /// Has a device's packets handled by these CPUs; none: where they come in.

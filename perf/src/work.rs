@@ -173,8 +173,18 @@ fn new_flows(
         }
         offered *= 1.6;
     }
-    let rates = repeat(effort.runs.min(3), || run(Some(offered), trial))?;
-    Ok(vec![Row::new(at, Measure::NEW_FLOWS, rates)])
+    // The search may have been disturbed both times: what goes through with more
+    // on offer counts if it is more.
+    let mut row = |offered| {
+        let rates = repeat(effort.runs.min(3), || run(Some(offered), trial))?;
+        anyhow::Ok(Row::new(at, Measure::NEW_FLOWS, rates))
+    };
+    let rows = [row(offered)?, row(offered * 1.6)?];
+    Ok(rows
+        .into_iter()
+        .max_by(|one, other| one.median.total_cmp(&other.median))
+        .into_iter()
+        .collect())
 }
 
 const PARTIAL_LOSS: f64 = 0.005;
@@ -371,9 +381,7 @@ fn tcp(
     at: &Place,
 ) -> anyhow::Result<Vec<Row>> {
     bed.offloads(offloads)?;
-    // One connection leaves a worker its time: the way to it is the router's work,
-    // as the kernel's is.
-    bed.steer("d0", true)?;
+    bed.steer_ends()?;
     let _server = TcpServer::start(&bed.sink, TCP_PORT)?;
     let to = SocketAddr::new(flows::remote_pod(0).into(), TCP_PORT);
     let from = &bed.generator;
