@@ -216,8 +216,10 @@ section! {
         /// smaller ones have less latency under load.
         restart batch: u32 = 64,
         /// Number of frames in the memory of each worker for each queue that it serves, a power of
-        /// two, 512 to 1048576, and at least 8 batches. The memory is locked.
-        restart frames: u32 = 4096,
+        /// two, 512 to 1048576, and at least 8 batches. The memory is locked. A quarter of them can
+        /// wait in each direction: a worker that others keep from its CPU for some milliseconds
+        /// loses none.
+        restart frames: u32 = 8192,
         /// Size of a frame in bytes, 2048 or 4096. Packets of more than 1708 bytes need 4096.
         restart frame_size: u32 = 2048,
     }
