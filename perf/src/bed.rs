@@ -18,9 +18,9 @@
 //! kernel becomes an skb, which receive packet steering (RPS) then takes to the
 //! router's CPU. All that the router does from then on, up to the drop at the
 //! far end of its outgoing veth, is charged to the router's CPU, again for
-//! every subject alike. TCP is not dropped there: what the far end's stack does
-//! with it is another machine's work, and is taken to the traffic's CPU, or it
-//! would fall to the router by the packet or by the batch, as that one sends.
+//! every subject alike. Bulk TCP is not dropped there: what the far end's stack
+//! does with it is another machine's work, and is taken to the traffic's CPU, or
+//! it would fall to the router by the packet or by the batch, as that one sends.
 //!
 //! Devices of the machine can stand in for the veth pairs ([`Devices`]).
 //!
@@ -372,7 +372,7 @@ impl Bed {
         self.receive_on(&self.router, name, &cpus)
     }
 
-    /// For TCP, of which one connection leaves every router its time: the way to
+    /// For bulk TCP, of which one connection leaves every router its time: the way to
     /// the router is handled by the router's CPUs, and what arrives at the far end
     /// by the traffic's.
     pub(crate) fn steer_ends(&self) -> anyhow::Result<()> {

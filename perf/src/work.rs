@@ -381,7 +381,6 @@ fn tcp(
     at: &Place,
 ) -> anyhow::Result<Vec<Row>> {
     bed.offloads(offloads)?;
-    bed.steer_ends()?;
     let _server = TcpServer::start(&bed.sink, TCP_PORT)?;
     let to = SocketAddr::new(flows::remote_pod(0).into(), TCP_PORT);
     let from = &bed.generator;
@@ -393,11 +392,13 @@ fn tcp(
         _ => rig.running.transcript(),
     })?;
     let trial = effort.trial.max(Duration::from_millis(300));
-    let rates = repeat(effort.runs, || Ok(transfer(trial)?.bits_per_second()))?;
     let requests = repeat(effort.runs, || {
         let trips = request_response(from, to, 64, effort.trial)?;
         Ok(trips.count() as f64 / effort.trial.as_secs_f64())
     })?;
+    // After the requests, which would pay for the way to another CPU.
+    bed.steer_ends()?;
+    let rates = repeat(effort.runs, || Ok(transfer(trial)?.bits_per_second()))?;
     let mut rows =
         vec![Row::new(at, Measure::TRANSFER, rates), Row::new(at, Measure::REQUESTS, requests)];
     if iperf::is_installed() {
