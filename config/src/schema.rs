@@ -218,10 +218,11 @@ section! {
         /// smaller ones have less latency under load.
         restart batch: u32 = 64,
         /// Number of frames in the memory of each worker for each queue that it serves, a power of
-        /// two, 512 to 1048576, and at least 8 batches. The memory is locked, and on pages of 2 MiB
-        /// where the machine gives them: reserved ones (vm.nr_hugepages) if enough are free, else
-        /// transparent ones. So is the flow table.
-        restart frames: u32 = 4096,
+        /// two, 512 to 1048576, and at least 8 batches. A quarter of them can wait in each direction,
+        /// so that a worker that others keep from its CPU for some milliseconds loses none. The memory
+        /// is locked, and on pages of 2 MiB where the machine gives them: reserved ones
+        /// (vm.nr_hugepages) if enough are free, else transparent ones. So is the flow table.
+        restart frames: u32 = 8192,
         /// Size of a frame in bytes, 2048 or 4096. Packets of more than 1708 bytes need 4096.
         restart frame_size: u32 = 2048,
     }

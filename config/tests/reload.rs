@@ -31,7 +31,7 @@ const OTHER: [(&str, &str); 43] = [
     ("workers.cpus", "'1'"),
     ("workers.idle", "'busy'"),
     ("workers.batch", "32"),
-    ("workers.frames", "8192"),
+    ("workers.frames", "4096"),
     ("workers.frame-size", "4096"),
     ("flow-table.entries", "1024"),
     ("flow-table.counters", "false"),

@@ -50,8 +50,9 @@ pub enum Idle {
     Sleep,
 }
 
-/// Rounds without a frame before an adaptive worker sleeps.
-const ADAPTIVE_ROUNDS: u32 = 200;
+/// Nanoseconds without a frame before an adaptive worker sleeps. Within this time
+/// the answer to a request is usually back, so that it need not wake the worker.
+const ADAPTIVE_NS: u64 = 64_000;
 
 /// Longest sleep, so that the heartbeat goes on when nothing happens.
 const LONGEST_SLEEP: Duration = Duration::from_millis(200);
@@ -218,17 +219,17 @@ impl<M: Memory, H: Heartbeat> Worker<M, H> {
         self.shared.pin.keep();
         let descriptors = [self.underlay.descriptors(), self.gateway.descriptors()].concat();
         let mut sleeper = Sleeper::new(&descriptors)?;
-        let mut idle_rounds = 0u32;
+        let mut idle_since = None;
         let mut reported_ns = 0;
         while !self.shared.stop.load(Ordering::Relaxed) {
             let now_ns = monotonic_ns();
             if self.poll(now_ns) > 0 {
-                idle_rounds = 0;
+                idle_since = None;
             } else {
-                idle_rounds = idle_rounds.saturating_add(1);
+                let since = *idle_since.get_or_insert(now_ns);
                 let awake = match self.config.idle {
                     Idle::Busy => true,
-                    Idle::Adaptive => idle_rounds < ADAPTIVE_ROUNDS,
+                    Idle::Adaptive => now_ns.saturating_sub(since) < ADAPTIVE_NS,
                     Idle::Sleep => false,
                 };
                 if awake {

@@ -18,7 +18,9 @@
 //! kernel becomes an skb, which receive packet steering (RPS) then takes to the
 //! router's CPU. All that the router does from then on, up to the drop at the
 //! far end of its outgoing veth, is charged to the router's CPU, again for
-//! every subject alike.
+//! every subject alike. Bulk TCP is not dropped there: what the far end's stack
+//! does with it is another machine's work, and is taken to the traffic's CPU, or
+//! it would fall to the router by the packet or by the batch, as that one sends.
 //!
 //! Devices of the machine can stand in for the veth pairs ([`Devices`]).
 //!
@@ -363,10 +365,29 @@ impl Bed {
     /// Has packets that the kernel receives on a device of the router handled by
     /// the router's CPUs, or again where veth hands them over.
     pub(crate) fn steer(&self, name: &str, on: bool) -> anyhow::Result<()> {
+        if !self.has(name) {
+            return Ok(());
+        }
         let cpus = if on { self.router_cpus() } else { Vec::new() };
+        self.receive_on(&self.router, name, &cpus)
+    }
+
+    /// For bulk TCP, of which one connection leaves every router its time: the way to
+    /// the router is handled by the router's CPUs, and what arrives at the far end
+    /// by the traffic's.
+    pub(crate) fn steer_ends(&self) -> anyhow::Result<()> {
+        self.steer("d0", true)?;
+        if !self.has("s0") {
+            return Ok(());
+        }
+        self.receive_on(&self.sink, "s0", &[self.cpus.traffic])
+    }
+
+    /// Has a device's packets handled by these CPUs; none: where they come in.
+    fn receive_on(&self, netns: &Netns, name: &str, cpus: &[usize]) -> anyhow::Result<()> {
         let mask = cpus.iter().fold(0u64, |mask, cpu| mask | 1 << cpu);
         let files = format!("/sys/class/net/{name}/queues/rx-*/rps_cpus");
-        self.shell(&self.router, &format!("for file in {files}; do echo {mask:x} > $file; done"))
+        self.shell(netns, &format!("for file in {files}; do echo {mask:x} > $file; done"))
     }
 
     /// Runs a shell command in a namespace, with that namespace's `/sys`.

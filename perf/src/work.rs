@@ -173,8 +173,18 @@ fn new_flows(
         }
         offered *= 1.6;
     }
-    let rates = repeat(effort.runs.min(3), || run(Some(offered), trial))?;
-    Ok(vec![Row::new(at, Measure::NEW_FLOWS, rates)])
+    // The search may have been disturbed both times: what goes through with more
+    // on offer counts if it is more.
+    let mut row = |offered| {
+        let rates = repeat(effort.runs.min(3), || run(Some(offered), trial))?;
+        anyhow::Ok(Row::new(at, Measure::NEW_FLOWS, rates))
+    };
+    let rows = [row(offered)?, row(offered * 1.6)?];
+    Ok(rows
+        .into_iter()
+        .max_by(|one, other| one.median.total_cmp(&other.median))
+        .into_iter()
+        .collect())
 }
 
 const PARTIAL_LOSS: f64 = 0.005;
@@ -382,11 +392,13 @@ fn tcp(
         _ => rig.running.transcript(),
     })?;
     let trial = effort.trial.max(Duration::from_millis(300));
-    let rates = repeat(effort.runs, || Ok(transfer(trial)?.bits_per_second()))?;
     let requests = repeat(effort.runs, || {
         let trips = request_response(from, to, 64, effort.trial)?;
         Ok(trips.count() as f64 / effort.trial.as_secs_f64())
     })?;
+    // After the requests, which would pay for the way to another CPU.
+    bed.steer_ends()?;
+    let rates = repeat(effort.runs, || Ok(transfer(trial)?.bits_per_second()))?;
     let mut rows =
         vec![Row::new(at, Measure::TRANSFER, rates), Row::new(at, Measure::REQUESTS, requests)];
     if iperf::is_installed() {

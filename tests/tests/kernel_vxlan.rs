@@ -109,7 +109,7 @@ fn several_queues_are_shared_out_among_the_workers() {
             assert_eq!((&worker["underlay"], &worker["queues"]), (&json!(name), &json!(queues)));
             assert!(worker["underlay_port"]["received"].as_u64() > Some(100), "{worker}");
             assert!(worker["gateway_port"]["received"].as_u64() > Some(100), "{worker}");
-            assert_eq!(worker["frames"], json!(4096 * queues.len()));
+            assert_eq!(worker["frames"], json!(8192 * queues.len()));
         }
         assert_eq!(status["conditions"], json!([]));
     }

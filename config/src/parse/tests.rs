@@ -120,7 +120,7 @@ fn values_are_checked_against_each_other() {
     complains(
         "[workers]\nbatch = 9999\n",
         &[
-            "1:2: workers.frames: 4096 frames do not feed batches of 9999",
+            "1:2: workers.frames: 8192 frames do not feed batches of 9999",
             "2:9: workers.batch: 9999 is out of range",
         ],
     );
