@@ -232,3 +232,43 @@ fn row(
         checksum: runs.iter().fold(0, |sum, figures| sum ^ figures.checksum),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn case(name: &str) -> Case {
+        cases::cases().into_iter().find(|case| case.name == name).unwrap()
+    }
+
+    #[test]
+    fn a_phase_of_the_machine_is_in_both_sides_of_a_ratio() {
+        let base = [10.0, 10.0, 14.0, 14.0, 14.0];
+        let variant = base.map(|clocks| clocks * 1.2);
+        assert!((multiple(&case("encap-ipv6"), &variant, &base) - 1.2).abs() < 1e-9);
+    }
+
+    #[test]
+    fn what_is_rare_in_churn_counts() {
+        let (base, churn) = ([10.0; 5], [10.0, 10.0, 10.0, 10.0, 20.0]);
+        assert!((multiple(&case("encap-ipv6"), &churn, &base) - 1.0).abs() < 1e-9);
+        assert!((multiple(&case("churn"), &churn, &base) - 1.2).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_case_is_in_one_group_with_its_floor_and_its_base() {
+        let cases = cases::cases();
+        let groups = rounds::groups(&cases);
+        for case in &cases {
+            let is_in = |group: &&Vec<&Case>| group.iter().any(|other| std::ptr::eq(*other, case));
+            let of: Vec<_> = groups.iter().filter(is_in).collect();
+            assert!(!of.is_empty(), "{}", case.name);
+            assert!(case.work == Work::Floor || of.len() == 1, "{}", case.name);
+            for group in of {
+                assert_eq!((group[0].name, group[0].flows), ("floor", case.flows));
+                let has = |base| group.iter().any(|other| other.name == base);
+                assert!(case.base.is_none_or(has), "{}", case.name);
+            }
+        }
+    }
+}
