@@ -27,9 +27,10 @@ use super::world::{self, World};
 
 /// Frame buffers, used in turn.
 const BUFFERS: u32 = 2048;
-/// Packets that go ahead of a run: the buffers' turn several times over, or every
-/// flow once where a table of as many fits into a cache.
-const AHEAD: std::ops::RangeInclusive<usize> = 8_192..=65_536;
+/// Packets that at least go ahead of a run: the buffers' turn several times over.
+pub(crate) const LEAST_AHEAD: usize = 8_192;
+/// At most: every flow once where a table of as many fits into a cache.
+const MOST_AHEAD: usize = 65_536;
 /// Flows' lifetimes: those of UDP without an answer are over after half of it.
 const MINUTE: Duration = Duration::from_mins(1);
 const BUFFER_LEN: u32 = 2048;
@@ -198,15 +199,10 @@ impl<'a> Bench<'a> {
         }
     }
 
-    /// Lets packets ahead of a run through the stage: others have used the caches
-    /// meanwhile.
-    pub(crate) fn go_ahead(&mut self, flows: &FlowTable) {
-        self.packets(self.ahead(), flows);
-    }
-
-    /// The number of those packets.
+    /// How many packets of known flows are to go ahead of a run: others have used
+    /// the caches meanwhile.
     pub(crate) fn ahead(&self) -> usize {
-        self.flows.clamp(*AHEAD.start(), *AHEAD.end())
+        self.flows.clamp(LEAST_AHEAD, MOST_AHEAD)
     }
 
     /// Lets so many packets through the stage.

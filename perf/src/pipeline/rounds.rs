@@ -70,9 +70,10 @@ pub(super) fn measure(
     let enough = (amount.rounds * amount.packets).div_ceil(group[0].flows);
     let rounds = if new { amount.rounds.min(enough) } else { amount.rounds };
     let mut runs: Vec<Vec<Figures>> = group.iter().map(|_| Vec::new()).collect();
-    for _ in 0..rounds.max(1) {
-        for (turn, runs) in turns.iter_mut().zip(&mut runs) {
-            runs.push(turn.run(amount.packets));
+    for round in 0..rounds.max(1) {
+        // Another one is the first in every round: the place has an influence.
+        for at in (0..group.len()).map(|turn| (round + turn) % group.len()) {
+            runs[at].push(turns[at].run(amount.packets));
         }
     }
     for turn in &turns {
@@ -101,7 +102,7 @@ fn with_lines(case: &Case, lines: usize) -> FlowTable {
 /// A small table for packets ahead of those whose flows the case's own may not
 /// know.
 fn other(case: &Case) -> FlowTable {
-    with_lines(case, 8_192)
+    with_lines(case, 2 * bench::LEAST_AHEAD)
 }
 
 /// A case that takes its turn in every round.
@@ -158,23 +159,23 @@ impl<'a> Turn<'a> {
                 bench.run(packets, |memory, batch| floor.stage(memory, batch))
             }
             State::Known(table) => {
-                bench.go_ahead(table);
+                bench.packets(bench.ahead(), table);
                 bench.packets(packets, table)
             }
             State::Counted(table, reader) => {
-                bench.go_ahead(table);
+                bench.packets(bench.ahead(), table);
                 reader.while_read(|| bench.packets(packets, table))
             }
             State::New(table) => {
                 // The last one first: memory for two at a time would be for nothing.
                 *table = None;
                 let table = table.insert(with_lines(self.case, flows * 2));
-                bench.go_ahead(&other(self.case));
+                bench.packets(bench::LEAST_AHEAD, &other(self.case));
                 bench.packets(flows, table)
             }
             State::Aged(table) => {
                 bench.turn_over(table);
-                bench.go_ahead(&other(self.case));
+                bench.packets(bench::LEAST_AHEAD, &other(self.case));
                 bench.packets(flows, table)
             }
             State::Churn(table, churn) => bench.churn(CHURN * packets, table, churn),
