@@ -2,7 +2,8 @@
 
 use serde::Serialize;
 
-/// One measured case. This is the stable form of `-o json`.
+/// One measured case. Where something rare counts (`churn`), medians are means.
+/// This is the stable form of `-o json`.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Row {
     /// Name of the case.
@@ -15,6 +16,9 @@ pub(crate) struct Row {
     pub(crate) rules: usize,
     /// Clocks of the time-stamp counter per packet: median of the runs.
     pub(crate) clocks: f64,
+    /// The lower quartile of the runs: what it costs while the machine's other
+    /// guests rest.
+    pub(crate) clocks_low: f64,
     /// Half the distance between the quartiles of the runs, as a part of the
     /// median.
     pub(crate) spread: f64,
@@ -28,9 +32,9 @@ pub(crate) struct Row {
     pub(crate) peer_clocks: Option<f64>,
     /// `peer_clocks` over `clocks`: how many times cheaper Tieline is.
     pub(crate) ratio: Option<f64>,
-    /// `clocks` over those of the floor at as many flows, in the same run.
+    /// Clocks over those of the floor at as many flows: median of the rounds' ratios.
     pub(crate) floor_multiple: Option<f64>,
-    /// `clocks` over those of the case that this one is a variant of.
+    /// The same over those of the case that this one is a variant of.
     pub(crate) base_multiple: Option<f64>,
     /// The bars that hold for the case, and whether it meets them.
     pub(crate) bars: Vec<Bar>,
@@ -49,25 +53,37 @@ pub(crate) struct Bar {
     pub(crate) met: bool,
 }
 
+impl Row {
+    /// Whether the other one is of the same case.
+    pub(crate) fn is_of(&self, other: &Self) -> bool {
+        (&self.case, self.flows) == (&other.case, other.flows)
+    }
+}
+
 /// The middle value, and half the distance of the quartiles over it.
 pub(crate) fn median_and_spread(values: &[f64]) -> (f64, f64) {
+    let [low, middle, high] = quartiles(values);
+    (middle, (high - low) / 2.0 / middle)
+}
+
+/// The values that cut them into four parts of as many.
+pub(crate) fn quartiles(values: &[f64]) -> [f64; 3] {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
-    let at = |part: f64| {
+    [0.25, 0.5, 0.75].map(|part| {
         let place = part * (sorted.len().saturating_sub(1)) as f64;
         sorted.get(place.round() as usize).copied().unwrap_or(f64::NAN)
-    };
-    (at(0.5), (at(0.75) - at(0.25)) / 2.0 / at(0.5))
+    })
 }
 
 /// The rows as an aligned table.
 pub(crate) fn table(rows: &[Row]) -> String {
     let mut lines = vec![
-        ["case", "flows", "endpoints", "rules", "clocks", "+/-", "ns", "Mpps", "x floor", "x base"]
+        ["case", "flows", "endpoints", "rules", "clocks", "low", "+/-", "ns", "Mpps"]
             .map(str::to_owned)
             .to_vec(),
     ];
-    lines[0].extend(["x peer", "bars"].map(str::to_owned));
+    lines[0].extend(["x floor", "x base", "x peer", "bars"].map(str::to_owned));
     let factor = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.2}"));
     for row in rows {
         lines.push(vec![
@@ -76,6 +92,7 @@ pub(crate) fn table(rows: &[Row]) -> String {
             row.endpoints.to_string(),
             row.rules.to_string(),
             format!("{:.1}", row.clocks),
+            format!("{:.1}", row.clocks_low),
             format!("{:.1}%", row.spread * 100.0),
             format!("{:.1}", row.ns),
             format!("{:.1}", row.mpps),
@@ -96,7 +113,7 @@ pub(crate) fn table(rows: &[Row]) -> String {
             // Names to the left, numbers to the right.
             let padded = match at {
                 0 => format!("{cell:<width$}"),
-                11 => cell.clone(),
+                12 => cell.clone(),
                 _ => format!("{cell:>width$}"),
             };
             text.push_str(&padded);

@@ -7,7 +7,7 @@
 //! the clock has stopped, the output is read back into a checksum. The clock's
 //! own cost is left out.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tieline_dataplane::counters::Tally;
 use tieline_dataplane::decap::decap;
@@ -16,7 +16,7 @@ use tieline_dataplane::enforce::Context;
 use tieline_dataplane::flow::{FlowTable, SLICES, Tick};
 use tieline_dataplane::frame::{Frame, Memory};
 use tieline_dataplane::hint;
-use tieline_dataplane::publish::Publisher;
+use tieline_dataplane::publish::{Publisher, Reader};
 use tieline_dataplane::stage::Batch;
 use tieline_dataplane::tables::Snapshot;
 use tieline_dataplane::verdict::Verdict;
@@ -27,6 +27,12 @@ use super::world::{self, World};
 
 /// Frame buffers, used in turn.
 const BUFFERS: u32 = 2048;
+/// Packets that at least go ahead of a run: the buffers' turn several times over.
+pub(crate) const LEAST_AHEAD: usize = 8_192;
+/// At most: every flow once where a table of as many fits into a cache.
+const MOST_AHEAD: usize = 65_536;
+/// Flows' lifetimes: those of UDP without an answer are over after half of it.
+const MINUTE: Duration = Duration::from_mins(1);
 const BUFFER_LEN: u32 = 2048;
 const HEADROOM: u32 = 256;
 
@@ -133,7 +139,8 @@ pub(crate) struct Bench<'a> {
     next: usize,
     /// Packets that the stage has dropped; the floor gives no verdicts.
     pub(crate) dropped: usize,
-    started: Instant,
+    /// How long this one has run; its clock stands still while others do.
+    age: Duration,
 }
 
 impl<'a> Bench<'a> {
@@ -159,7 +166,7 @@ impl<'a> Bench<'a> {
             tally: Tally::default(),
             next: 0,
             dropped: 0,
-            started: Instant::now(),
+            age: Duration::ZERO,
         })
     }
 
@@ -173,34 +180,44 @@ impl<'a> Bench<'a> {
     }
 
     /// Lets other flows come to the table and go again, several times as many as
-    /// it has lines, and sweeps it as the daemon does.
+    /// it has lines.
     pub(crate) fn age(&mut self, flows: &FlowTable) {
-        /// In ticks; unanswered UDP flows are over after half of it.
-        const MINUTE: u32 = 600;
-        const MINUTES: u32 = 8;
-        let (direction, tables) = (self.direction, &self.world.tables);
-        for minute in 1..=MINUTES {
-            let then = Tick((minute * MINUTE).wrapping_sub(MINUTES * MINUTE));
-            self.run(self.flows, |memory, batch| {
-                stage(direction, tables, flows, then, memory, batch, &mut Tally::default());
-            });
-            self.first_flow += self.flows;
+        const MINUTES: usize = 8;
+        for _ in 0..MINUTES {
+            self.packets(self.flows, flows);
+            (self.first_flow, self.age) = (self.first_flow + self.flows, self.age + MINUTE);
         }
+    }
+
+    /// Lets the flows of the table go, sweeps it as the daemon does, and turns to
+    /// other flows.
+    pub(crate) fn turn_over(&mut self, flows: &FlowTable) {
+        (self.first_flow, self.age) = (self.first_flow + self.flows, self.age + MINUTE);
+        let now = Tick::from_nanoseconds(self.age.as_nanos() as u64);
         for _ in 0..SLICES {
-            flows.sweep(Tick(MINUTE));
+            flows.sweep(now);
         }
+    }
+
+    /// How many packets of known flows are to go ahead of a run: others have used
+    /// the caches meanwhile.
+    pub(crate) fn ahead(&self) -> usize {
+        self.flows.clamp(LEAST_AHEAD, MOST_AHEAD)
     }
 
     /// Lets so many packets through the stage.
     pub(crate) fn packets(&mut self, packets: usize, flows: &FlowTable) -> Figures {
-        let (direction, started) = (self.direction, self.started);
-        let tables = &self.world.tables;
+        self.through(packets, flows, &self.world.tables)
+    }
+
+    fn through(&mut self, packets: usize, flows: &FlowTable, tables: &Snapshot) -> Figures {
+        let (direction, age, begun) = (self.direction, self.age, Instant::now());
         let mut tally = std::mem::take(&mut self.tally);
         let figures = self.run(packets, |memory, batch| {
-            let now = Tick::from_nanoseconds(started.elapsed().as_nanos() as u64);
+            let now = Tick::from_nanoseconds((age + begun.elapsed()).as_nanos() as u64);
             stage(direction, tables, flows, now, memory, batch, &mut tally);
         });
-        self.tally = tally;
+        (self.tally, self.age) = (tally, age + begun.elapsed());
         figures
     }
 
@@ -211,29 +228,21 @@ impl<'a> Bench<'a> {
         &mut self,
         packets: usize,
         flows: &FlowTable,
-        publisher: &mut Publisher<Snapshot>,
+        churn: &mut Churn,
     ) -> Figures {
-        let per_change = (self.clock.per_nanosecond * 10_000_000.0) as u64;
-        let (mut done, mut measured, mut changes) = (0, 0.0, 0u64);
-        let mut reader = publisher.reader();
+        let per_change = self.clock.per_nanosecond * 10_000_000.0;
+        self.through(self.ahead(), flows, churn.reader.get());
+        let mut done = 0;
         let mut all = Vec::new();
         while done < packets {
-            while changes < measured as u64 / per_change {
-                changes += 1;
-                let policy = changes.is_multiple_of(100).then_some(super::RULES);
-                publish_change(publisher, changes as usize, policy);
+            while ((churn.changes + 1) as f64) * per_change <= churn.measured {
+                churn.change();
             }
-            reader.refresh();
-            let (direction, started) = (self.direction, self.started);
-            let mut tally = std::mem::take(&mut self.tally);
+            churn.reader.refresh();
             let packets = 64 * self.batch_len;
-            let figures = self.run(packets, |memory, batch| {
-                let now = Tick::from_nanoseconds(started.elapsed().as_nanos() as u64);
-                stage(direction, reader.get(), flows, now, memory, batch, &mut tally);
-            });
-            self.tally = tally;
+            let figures = self.through(packets, flows, churn.reader.get());
             done += packets;
-            measured += figures.clocks * packets as f64;
+            churn.measured += figures.clocks * packets as f64;
             all.push(figures);
         }
         Figures {
@@ -293,6 +302,29 @@ impl<'a> Bench<'a> {
             sum += checksum::sum(Memory::bytes(&self.memory, &frame));
         }
         sum
+    }
+}
+
+/// Tables that change, over all runs of a case.
+pub(crate) struct Churn {
+    publisher: Publisher<Snapshot>,
+    reader: Reader<Snapshot>,
+    /// Clocks of measured time.
+    measured: f64,
+    changes: usize,
+}
+
+impl Churn {
+    pub(crate) fn new(tables: Snapshot) -> Self {
+        let publisher = Publisher::new(tables);
+        Self { reader: publisher.reader(), publisher, measured: 0.0, changes: 0 }
+    }
+
+    fn change(&mut self) {
+        self.changes += 1;
+        // In the middle of a second, so that in part of one it is as likely as not.
+        let policy = (self.changes % 100 == 50).then_some(super::cases::RULES);
+        publish_change(&mut self.publisher, self.changes, policy);
     }
 }
 

@@ -2,28 +2,27 @@
 //!
 //! The stages are the ones that the daemon runs: parse, anti-spoof, flow
 //! lookup, policy on a miss, route, rewrite, checksum, VXLAN header, counters.
-//! How a batch is measured is told in [`mod@bench`], what is in the tables in
-//! [`world`], and what nobody can do without in [`floor`].
+//! How a batch is measured is told in [`mod@bench`], how runs alternate in
+//! [`rounds`], what is in the tables in [`world`], and what nobody can do without
+//! in [`floor`].
 
 use std::os::unix::process::CommandExt;
 use std::process::ExitCode;
-use std::sync::mpsc;
-use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use tieline_dataplane::flow::{FlowTable, Tick, Timeouts};
-use tieline_dataplane::publish::Publisher;
-use tieline_dataplane::xsk::area::AreaError;
 
 use crate::Output;
-use crate::report::{Bar, Row, median_and_spread, table};
+use crate::report::{Bar, Row, median_and_spread, quartiles, table};
 
 pub(crate) mod bench;
+mod cases;
 mod floor;
+mod rounds;
 pub(crate) mod world;
 
-use bench::{Bench, Clock, Direction, Figures};
-use world::World;
+use bench::{Clock, Figures};
+use cases::{Case, ENDPOINTS, Work};
+use rounds::Amount;
 
 /// What to measure and how.
 #[derive(Debug, Args)]
@@ -34,11 +33,11 @@ pub(crate) struct Options {
     /// Only cases with as many flows.
     #[arg(long)]
     flows: Option<usize>,
-    /// Runs per case; the median is printed.
-    #[arg(long, default_value_t = 7)]
+    /// Rounds, in each of which every case does a run; medians are printed.
+    #[arg(long, default_value_t = 41)]
     runs: usize,
     /// Packets per run.
-    #[arg(long, default_value_t = 2_000_000)]
+    #[arg(long, default_value_t = 300_000)]
     packets: usize,
     /// Packets per batch.
     #[arg(long, default_value_t = 256)]
@@ -79,122 +78,6 @@ fn restart_on_huge_pages() {
     }
 }
 
-const FEW: usize = 64;
-const MANY: usize = 60_000;
-const MOST: usize = 1_000_000;
-
-/// Rules per policy unless a case is about them.
-const RULES: usize = 100;
-/// Known addresses unless a case is about them.
-const ENDPOINTS: usize = 10_000;
-
-/// What a case does with its packets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Work {
-    /// The least that any router does.
-    Floor,
-    /// Packets of known flows.
-    Hit(Direction),
-    /// The first packet of every flow.
-    First,
-    /// The same in a table that many flows have come to and gone from.
-    FirstAged,
-    /// Known flows, while 100 endpoints and one policy change a second.
-    Churn,
-}
-
-/// One case, and what it is held to.
-struct Case {
-    name: &'static str,
-    work: Work,
-    flows: usize,
-    rules: usize,
-    v6: bool,
-    /// Whether each flow's packets are counted, and all counts read once a second
-    /// from another CPU.
-    counted: bool,
-    /// Clocks, multiple of the floor, multiple of the base.
-    bars: [Option<f64>; 3],
-    /// The case that this one is a variant of.
-    base: Option<(&'static str, usize)>,
-    peer: Option<(&'static str, f64)>,
-}
-
-const VPP: &str = "VPP 26.10, stateful ACL of 101 rules";
-const VPP_DECAP: &str = "VPP 26.10, inner route, no ACL";
-
-/// All cases; the floor of as many flows stands before those that need it.
-fn cases() -> Vec<Case> {
-    let case = |name, work, flows| Case {
-        name,
-        work,
-        flows,
-        rules: RULES,
-        v6: false,
-        counted: false,
-        bars: [None; 3],
-        base: None,
-        peer: None,
-    };
-    let encap = Work::Hit(Direction::Encap);
-    let decap = Work::Hit(Direction::Decap);
-    let bars = |clocks, floor| [Some(clocks), Some(floor), None];
-    let base = |at_most| [None, None, Some(at_most)];
-    let mut cases = vec![
-        case("floor", Work::Floor, FEW),
-        case("floor", Work::Floor, MANY),
-        case("floor", Work::Floor, MOST),
-        Case { bars: bars(80.0, 4.5), peer: Some((VPP, 170.0)), ..case("encap", encap, FEW) },
-        Case { bars: bars(100.0, 4.0), peer: Some((VPP, 274.0)), ..case("encap", encap, MANY) },
-        Case { bars: bars(160.0, 3.0), peer: Some((VPP, 317.0)), ..case("encap", encap, MOST) },
-        Case { peer: Some((VPP_DECAP, 241.0)), ..case("decap", decap, FEW) },
-        Case {
-            bars: [Some(100.0), None, None],
-            peer: Some((VPP_DECAP, 241.0)),
-            ..case("decap", decap, MANY)
-        },
-        Case { bars: [Some(160.0), None, None], ..case("decap", decap, MOST) },
-        Case {
-            bars: [Some(850.0), None, None],
-            peer: Some((VPP, 1200.0)),
-            ..case("first-packet", Work::First, MOST)
-        },
-        Case {
-            bars: base(1.1),
-            base: Some(("first-packet", MOST)),
-            ..case("first-aged", Work::FirstAged, MOST)
-        },
-        Case {
-            v6: true,
-            bars: base(1.3),
-            base: Some(("encap", MANY)),
-            ..case("encap-ipv6", encap, MANY)
-        },
-        Case {
-            v6: true,
-            bars: base(1.3),
-            base: Some(("decap", MANY)),
-            ..case("decap-ipv6", decap, MANY)
-        },
-        Case { bars: base(1.15), base: Some(("encap", MANY)), ..case("churn", Work::Churn, MANY) },
-    ];
-    for flows in [FEW, MANY, MOST] {
-        for (name, base_name, work) in
-            [("encap-counted", "encap", encap), ("decap-counted", "decap", decap)]
-        {
-            let base = Some((base_name, flows));
-            let bars = [None, None, Some(1.1)];
-            cases.push(Case { counted: true, bars, base, ..case(name, work, flows) });
-        }
-    }
-    for rules in [10, 100, 1_000, 10_000] {
-        let bars = if rules == 10 { [None; 3] } else { base(1.1) };
-        let base = (rules != 10).then_some(("first-by-rules", MANY));
-        cases.push(Case { rules, bars, base, ..case("first-by-rules", Work::First, MANY) });
-    }
-    cases
-}
-
 /// Runs the verb.
 pub(crate) fn run(options: &Options) -> ExitCode {
     match options.pages {
@@ -216,16 +99,12 @@ pub(crate) fn run(options: &Options) -> ExitCode {
         return ExitCode::from(2);
     }
     let clock = Clock::calibrate();
+    let amount = Amount { rounds: options.runs, packets: options.packets, batch: options.batch };
+    let cases = wanted(options);
     let mut rows: Vec<Row> = Vec::new();
     let (mut left_out, mut most_pages) = (0, bench::pages());
-    for case in cases() {
-        if case.work != Work::Floor && !case.name.contains(&options.case) {
-            continue;
-        }
-        if options.flows.is_some_and(|flows| flows != case.flows) {
-            continue;
-        }
-        let (runs, pages) = match measure(&case, options, &clock) {
+    for group in rounds::groups(&cases) {
+        let (runs, pages) = match rounds::measure(&group, amount, &clock) {
             Ok(measured) => measured,
             Err(error) => {
                 eprintln!("{error}");
@@ -233,18 +112,27 @@ pub(crate) fn run(options: &Options) -> ExitCode {
             }
         };
         most_pages = most_pages.max(pages);
-        left_out += runs.iter().map(|figures| figures.left_out).sum::<usize>();
-        let row = row(&case, &runs, &rows, &clock);
-        if options.output == Output::Text {
-            eprintln!("{} {}: {:.1} clocks", row.case, row.flows, row.clocks);
+        left_out += runs.iter().flatten().map(|figures| figures.left_out).sum::<usize>();
+        for row in rows_of(&group, &runs, &clock) {
+            if rows.iter().any(|before| row.case == "floor" && before.is_of(&row)) {
+                continue;
+            }
+            if options.output == Output::Text {
+                eprintln!("{} {}: {:.1} clocks", row.case, row.flows, row.clocks);
+            }
+            rows.push(row);
         }
-        rows.push(row);
     }
     match options.output {
         Output::Text => {
             print!("{}", table(&rows));
             println!("{}", clock.describe());
             println!("{most_pages}");
+            println!(
+                "cases take turns in {} rounds; `x floor` and `x base` are medians of the ratios \
+                 within a round, `low` is the lower quartile",
+                options.runs
+            );
             println!(
                 "batches of {}; {left_out} batches during which the CPU was taken away are left out",
                 options.batch
@@ -262,94 +150,58 @@ pub(crate) fn run(options: &Options) -> ExitCode {
     ExitCode::from(u8::from(missed))
 }
 
-/// The case's runs, and the memory during them.
-fn measure(
+/// What is asked for, and what that is told in terms of.
+fn wanted(options: &Options) -> Vec<Case> {
+    let mut cases = cases::cases();
+    cases.retain(|case| options.flows.is_none_or(|flows| flows == case.flows));
+    let is_asked_for = |case: &Case| case.name.contains(&options.case);
+    let bases: Vec<_> = cases.iter().filter(|case| is_asked_for(case)).map(|it| it.base).collect();
+    cases.retain(|case| {
+        case.work == Work::Floor || is_asked_for(case) || bases.contains(&Some(case.name))
+    });
+    cases
+}
+
+/// A row for each case of a group.
+fn rows_of(group: &[&Case], runs: &[Vec<Figures>], clock: &Clock) -> Vec<Row> {
+    let clocks: Vec<Vec<f64>> =
+        runs.iter().map(|runs| runs.iter().map(|figures| figures.clocks).collect()).collect();
+    let row = |at: usize| {
+        let case = group[at];
+        let place = |name| group.iter().position(|other| other.name == name);
+        let floor = place("floor").filter(|_| case.work != Work::Floor);
+        let multiple = |of: Option<usize>| of.map(|of| multiple(case, &clocks[at], &clocks[of]));
+        let multiples = [multiple(floor), multiple(case.base.and_then(place))];
+        row(case, &runs[at], &clocks[at], multiples, clock)
+    };
+    (0..group.len()).map(row).collect()
+}
+
+/// What the case costs in terms of another: the middle one of the rounds' ratios.
+fn multiple(case: &Case, clocks: &[f64], of: &[f64]) -> f64 {
+    if case.work == Work::Churn {
+        return mean(clocks) / mean(of);
+    }
+    let ratios: Vec<f64> = clocks.iter().zip(of).map(|(clocks, of)| clocks / of).collect();
+    median_and_spread(&ratios).0
+}
+
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
+fn row(
     case: &Case,
-    options: &Options,
+    runs: &[Figures],
+    clocks: &[f64],
+    [floor_multiple, base_multiple]: [Option<f64>; 2],
     clock: &Clock,
-) -> Result<(Vec<Figures>, bench::MemoryUse), AreaError> {
-    let world = World::new(ENDPOINTS, case.rules, case.v6);
-    let direction = match case.work {
-        Work::Hit(direction) => direction,
-        _ => Direction::Encap,
-    };
-    let mut bench = Bench::new(&world, direction, case.flows, options.batch, clock)?;
-    let runs = options.runs.max(1);
-    let table = || {
-        let table = FlowTable::new(case.flows * 2, Timeouts::default());
-        if case.counted { table.counting() } else { table }
-    };
-    let mut pages = bench::pages();
-    let figures = match case.work {
-        Work::Floor => {
-            let mut floor = floor::Floor::new(case.flows * 2);
-            (0..runs)
-                .map(|_| bench.run(options.packets, |memory, batch| floor.stage(memory, batch)))
-                .collect()
-        }
-        Work::First => (0..runs)
-            .map(|_| {
-                let flows = table();
-                bench.packets(case.flows, &flows)
-            })
-            .collect(),
-        Work::FirstAged => (0..runs)
-            .map(|_| {
-                let flows = table();
-                bench.age(&flows);
-                bench.packets(case.flows, &flows)
-            })
-            .collect(),
-        Work::Hit(_) => {
-            let flows = table();
-            bench.warm(&flows);
-            let mut measure =
-                || (0..runs).map(|_| bench.packets(options.packets, &flows)).collect();
-            let figures = if case.counted { while_read(&flows, measure) } else { measure() };
-            pages = bench::pages();
-            figures
-        }
-        Work::Churn => {
-            let flows = table();
-            bench.warm(&flows);
-            let mut publisher = Publisher::new(world.tables.clone());
-            (0..runs).map(|_| bench.churn(options.packets, &flows, &mut publisher)).collect()
-        }
-    };
-    // A drop is cheap: figures with drops in them would flatter.
-    assert!(case.work == Work::Floor || bench.dropped == 0, "{}: packets were dropped", case.name);
-    Ok((figures, pages))
-}
-
-/// Does the work while another thread reads all flows once a second.
-fn while_read<T>(flows: &FlowTable, work: impl FnOnce() -> T) -> T {
-    let (done, over) = mpsc::channel::<()>();
-    std::thread::scope(|scope| {
-        scope.spawn(move || {
-            let second = Duration::from_secs(1);
-            while over.recv_timeout(second) == Err(mpsc::RecvTimeoutError::Timeout) {
-                let packets =
-                    flows.iter(Tick(0)).flat_map(|flow| flow.traffic).map(|it| it.packets);
-                std::hint::black_box(packets.sum::<u64>());
-            }
-        });
-        let outcome = work();
-        drop(done);
-        outcome
-    })
-}
-
-fn row(case: &Case, runs: &[Figures], before: &[Row], clock: &Clock) -> Row {
-    let per_run: Vec<f64> = runs.iter().map(|figures| figures.clocks).collect();
-    let (clocks, spread) = median_and_spread(&per_run);
+) -> Row {
+    let (median, spread) = median_and_spread(clocks);
+    let [clocks_low, ..] = quartiles(clocks);
+    // What happens once a second is in few of the runs, but it counts.
+    let clocks = if case.work == Work::Churn { mean(clocks) } else { median };
     let ns = clocks / clock.per_nanosecond;
-    let same = |name: &str, flows: usize| {
-        before.iter().find(|row| row.case == name && row.flows == flows).map(|row| row.clocks)
-    };
-    let floor = same("floor", case.flows).filter(|_| case.work != Work::Floor);
-    let base = case.base.and_then(|(name, flows)| same(name, flows));
-    let (floor_multiple, base_multiple) =
-        (floor.map(|floor| clocks / floor), base.map(|base| clocks / base));
     let values = [Some(clocks), floor_multiple, base_multiple];
     let names = ["clocks", "floor_multiple", "base_multiple"];
     let bars = names
@@ -367,6 +219,7 @@ fn row(case: &Case, runs: &[Figures], before: &[Row], clock: &Clock) -> Row {
         endpoints: ENDPOINTS,
         rules: case.rules,
         clocks,
+        clocks_low,
         spread,
         ns,
         mpps: 1000.0 / ns,
@@ -377,5 +230,45 @@ fn row(case: &Case, runs: &[Figures], before: &[Row], clock: &Clock) -> Row {
         base_multiple,
         bars,
         checksum: runs.iter().fold(0, |sum, figures| sum ^ figures.checksum),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn case(name: &str) -> Case {
+        cases::cases().into_iter().find(|case| case.name == name).unwrap()
+    }
+
+    #[test]
+    fn a_phase_of_the_machine_is_in_both_sides_of_a_ratio() {
+        let base = [10.0, 10.0, 14.0, 14.0, 14.0];
+        let variant = base.map(|clocks| clocks * 1.2);
+        assert!((multiple(&case("encap-ipv6"), &variant, &base) - 1.2).abs() < 1e-9);
+    }
+
+    #[test]
+    fn what_is_rare_in_churn_counts() {
+        let (base, churn) = ([10.0; 5], [10.0, 10.0, 10.0, 10.0, 20.0]);
+        assert!((multiple(&case("encap-ipv6"), &churn, &base) - 1.0).abs() < 1e-9);
+        assert!((multiple(&case("churn"), &churn, &base) - 1.2).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_case_is_in_one_group_with_its_floor_and_its_base() {
+        let cases = cases::cases();
+        let groups = rounds::groups(&cases);
+        for case in &cases {
+            let is_in = |group: &&Vec<&Case>| group.iter().any(|other| std::ptr::eq(*other, case));
+            let of: Vec<_> = groups.iter().filter(is_in).collect();
+            assert!(!of.is_empty(), "{}", case.name);
+            assert!(case.work == Work::Floor || of.len() == 1, "{}", case.name);
+            for group in of {
+                assert_eq!((group[0].name, group[0].flows), ("floor", case.flows));
+                let has = |base| group.iter().any(|other| other.name == base);
+                assert!(case.base.is_none_or(has), "{}", case.name);
+            }
+        }
     }
 }

@@ -195,9 +195,9 @@ mod plain {
     }
 }
 
-/// Run with `RUSTFLAGS="--cfg loom" cargo test -p tieline-xsk --lib ring`.
+/// Run with `RUSTFLAGS="--cfg loom" cargo test -p tieline-xsk --lib loom`.
 #[cfg(loom)]
-mod model {
+mod loom_tests {
     use loom::cell::UnsafeCell;
     use loom::sync::atomic::{AtomicU32, Ordering, fence};
 
