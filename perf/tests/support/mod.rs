@@ -40,6 +40,13 @@ pub(crate) fn results(out: &Path) -> Value {
     serde_json::from_str(&fs::read_to_string(out.join("results.json")).unwrap()).unwrap()
 }
 
+/// What a run could not measure, apart from CPU time that short runs can't tell.
+pub(crate) fn gaps(results: &Value) -> Vec<&str> {
+    let gaps = results["gaps"].as_array().unwrap().iter();
+    let reasons = gaps.map(|gap| gap["reason"].as_str().unwrap());
+    reasons.filter(|reason| !reason.contains("CPU time")).collect()
+}
+
 /// The daemon's program: the one that the environment variable `TIELINE` names,
 /// else it is built with the profile that this code was built with.
 pub(crate) fn tieline() -> PathBuf {
