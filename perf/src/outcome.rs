@@ -121,6 +121,7 @@ impl Measure {
     ];
     pub(crate) const ARRIVED: Self = Self::new("arrived", "packets/s", true);
     pub(crate) const CPU: Self = Self::new("CPU time", "ns/packet", false);
+    pub(crate) const CYCLES: Self = Self::new("own count of cycles", "cycles/packet", false);
     pub(crate) const MEMORY: Self = Self::new("resident memory", "bytes", false);
     pub(crate) const ROUND_TRIP: [Self; 2] =
         [Self::new("round trip p50", "ns", false), Self::new("round trip p99", "ns", false)];
@@ -293,7 +294,7 @@ pub(crate) fn human(value: f64, unit: &str) -> String {
         "bytes" => {
             scaled(&[(1073741824.0, "GiB"), (1048576.0, "MiB"), (1024.0, "KiB"), (1.0, "B")])
         }
-        "of a million" => format!("{value:.0} {unit}"),
+        "of a million" | "cycles/packet" => format!("{value:.0} {unit}"),
         other => si(other),
     }
 }
@@ -334,6 +335,7 @@ mod tests {
             (950.0, "ns/packet", "950 ns/packet"),
             (43_000.0, "ns/packet", "43.0 us/packet"),
             (12.4, "of a million", "12 of a million"),
+            (1234.5, "cycles/packet", "1234 cycles/packet"),
             (0.0, "s", "0.00 us"),
         ] {
             assert_eq!(human(value, unit), text);

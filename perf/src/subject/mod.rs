@@ -104,6 +104,22 @@ pub(crate) trait Running: Send + Sync {
         Err(Missing("there is nothing to restart".to_owned()).into())
     }
 
+    /// Begins to count cycles anew, where it counts them.
+    ///
+    /// # Errors
+    /// It can't.
+    fn count_cycles(&self) -> anyhow::Result<()> {
+        Ok(())
+    }
+
+    /// Cycles that it says each packet has cost since then.
+    ///
+    /// # Errors
+    /// It does not say.
+    fn cycles(&self) -> anyhow::Result<Option<f64>> {
+        Ok(None)
+    }
+
     /// What the subject says of itself, for when a measurement fails.
     fn transcript(&self) -> String {
         String::new()

@@ -173,9 +173,18 @@ fn flood(rig: &Rig<'_>, established: bool, effort: Effort, at: &Place) -> anyhow
     if established {
         rig.establish()?;
     }
-    let rates = repeat(effort.runs, || rig.flood(effort.trial, None))?;
+    let mut cycles = Vec::new();
+    let rates = repeat(effort.runs, || {
+        rig.running.count_cycles()?;
+        let rate = rig.flood(effort.trial, None)?;
+        cycles.extend(rig.running.cycles()?);
+        Ok(rate)
+    })?;
     let mut found = Found::default();
     found.row(at, Measure::FORWARDED, rates);
+    if !cycles.is_empty() {
+        found.row(at, Measure::CYCLES, cycles);
+    }
     if let Some(bytes) = rig.running.pid().and_then(usage::resident) {
         found.row(at, Measure::MEMORY, vec![bytes as f64]);
     }
