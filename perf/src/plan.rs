@@ -9,7 +9,7 @@ use crate::iperf;
 use crate::outcome::{About, BASELINE, human};
 use crate::stream::{Capture, Shape};
 use crate::subject::{
-    Inside, Kernel, Ovs, Program, Remote, Sockets, Subject, Tieline, Vpp, Way, Wire,
+    Inside, Kernel, Ovs, Program, Remote, Sockets, Subject, Tieline, Vpp, Way, Wire, renamed,
 };
 use crate::work::{Effort, Work};
 
@@ -421,40 +421,6 @@ pub(crate) fn subjects(steps: &[Step]) -> Vec<About> {
     }
     all.sort_by_key(|about| about.name != BASELINE);
     all
-}
-
-/// Under the name that its line in a sweep has: what the sweep is over is no
-/// part of it.
-fn renamed(name: &'static str, about: &'static str, subject: Box<dyn Subject>) -> Box<dyn Subject> {
-    Box::new(Renamed { name, about, subject })
-}
-
-struct Renamed {
-    name: &'static str,
-    about: &'static str,
-    subject: Box<dyn Subject>,
-}
-
-impl Subject for Renamed {
-    fn name(&self) -> String {
-        self.name.to_owned()
-    }
-
-    fn about(&self) -> String {
-        self.about.to_owned()
-    }
-
-    fn cpus(&self) -> u32 {
-        self.subject.cpus()
-    }
-
-    fn set_up<'a>(
-        &self,
-        bed: &'a crate::bed::Bed,
-        needs: crate::subject::Needs,
-    ) -> anyhow::Result<Box<dyn crate::subject::Running + 'a>> {
-        self.subject.set_up(bed, needs)
-    }
 }
 
 fn count(flows: u32) -> String {
