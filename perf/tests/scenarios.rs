@@ -112,7 +112,7 @@ fn check(results: &Value, scenario: &str, subject: &str, said: &str) {
     assert!(reasons.iter().all(|reason| reason.len() > 10), "{at}");
     // What this repository brings itself must run.
     let ours = subject.starts_with("tieline") || FIRST.contains(&subject) || subject == "worker";
-    if ours && scenario != "pktgen" {
+    if ours && !["pktgen", "offered"].contains(&scenario) {
         assert!(!found.is_empty(), "{at}");
     }
     let has = |measure: &str| found.contains(measure);
@@ -120,7 +120,11 @@ fn check(results: &Value, scenario: &str, subject: &str, said: &str) {
     match (scenario, subject) {
         ("rate", "kernel") => assert!(has("latency p99") && gap("CPU time"), "{at}"),
         ("rate", _) => assert!(has("latency p99") && has("CPU time"), "{at}"),
-        ("offered", _) => assert!(has("arrived") && has("lost"), "{at}"),
+        // On a machine with other work the generator may not keep up.
+        ("offered", _) => {
+            let told = (has("arrived") && has("lost")) || gap("the generator reaches");
+            assert!(told, "{at}");
+        }
         ("pktgen", _) => assert!(has("forwarded") || gap("CONFIG_NET_PKTGEN"), "{at}"),
         ("interruption", "kernel+ct100") => {
             assert!(has("interruption") && gap("nothing to restart"), "{at}");
