@@ -83,8 +83,9 @@ pub(super) fn offered(
     let trials = repeat(effort.runs, || steady(rig, rate, effort.trial))?;
     let mut found = Found::default();
     // A generator that falls behind for good is late with nearly all of them.
-    let behind = |trial: &&Trial| trial.sent.late * 2 > trial.sent.packets;
-    if let Some(trial) = trials.iter().find(behind) {
+    let keeps_up = |trial: &&Trial| trial.sent.late * 2 <= trial.sent.packets;
+    let kept: Vec<&Trial> = trials.iter().filter(keeps_up).collect();
+    if let Some(trial) = trials.first().filter(|_| kept.is_empty()) {
         let seconds = (trial.sent.elapsed + trial.sent.latest).as_secs_f64();
         let reached = human(trial.sent.packets as f64 / seconds, "packets/s");
         let why = format!(
@@ -96,7 +97,7 @@ pub(super) fn offered(
     let per_second = |trial: &Trial| trial.seen.received as f64 / trial.sent.elapsed.as_secs_f64();
     found.row(at, Measure::ARRIVED, trials.iter().map(per_second).collect());
     let [lost, ..] = Measure::FAULTS;
-    found.row(at, lost, trials.iter().map(|trial| trial.loss().max(0.0) * 1e6).collect());
+    found.row(at, lost, kept.iter().map(|trial| trial.loss().max(0.0) * 1e6).collect());
     Ok(found)
 }
 
