@@ -94,14 +94,63 @@ const RULES: [Rule; 10] = [
     ),
 ];
 
-/// The bars that can be judged by these results.
+/// The bars of the scenarios that were run; one whose figures are not there says
+/// so.
 pub(crate) fn judge(results: &Results) -> Vec<Bar> {
-    let judged = RULES.iter().filter_map(|rule| {
-        let of = |subject| results.find(rule.scenario, subject, rule.case, rule.measure);
-        let ratio = of(rule.subject)?.median / of(rule.peer)?.median;
-        let met = if rule.at_least { ratio >= rule.wanted } else { ratio <= rule.wanted };
-        let (wanted, at_least) = (rule.wanted, rule.at_least);
-        Some(Bar { what: rule.what.to_owned(), ratio, wanted, at_least, met })
+    let was_run = |rule: &&Rule| results.scenarios.iter().any(|about| about.name == rule.scenario);
+    let judged = RULES.iter().filter(was_run).map(|rule| {
+        let of = |subject| {
+            let row = results.find(rule.scenario, subject, rule.case, rule.measure);
+            Some(row?.median).filter(|median| *median > 0.0)
+        };
+        let ratio = of(rule.subject).zip(of(rule.peer)).map(|(own, peer)| own / peer);
+        let good = |ratio| if rule.at_least { ratio >= rule.wanted } else { ratio <= rule.wanted };
+        Bar {
+            what: rule.what.to_owned(),
+            ratio,
+            wanted: rule.wanted,
+            at_least: rule.at_least,
+            met: ratio.map(good),
+        }
     });
     judged.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::outcome::{About, Measure, Place, Row};
+
+    #[test]
+    fn a_bar_without_figures_is_not_measured() {
+        let mut results = Results::default();
+        assert!(judge(&results).is_empty());
+        results.scenarios = vec![About { name: "ping".to_owned(), about: String::new() }];
+        let judged = |results: &Results| {
+            let bars = judge(results);
+            assert_eq!(bars.len(), 1);
+            (bars[0].ratio, bars[0].met)
+        };
+        assert_eq!(judged(&results), (None, None));
+        let [half, _] = Measure::ROUND_TRIP;
+        let row = |subject: &str, ns| {
+            let at = Place {
+                scenario: "ping".to_owned(),
+                subject: subject.to_owned(),
+                case: "56 bytes".to_owned(),
+                x: None,
+                options: String::new(),
+            };
+            Row::new(&at, half, vec![ns])
+        };
+        results.rows = vec![row("kernel", 10.0)];
+        assert_eq!(judged(&results), (None, None));
+        results.rows.push(row("tieline-node-busy", 15.0));
+        assert_eq!(judged(&results), (Some(1.5), Some(true)));
+        results.rows[1] = row("tieline-node-busy", 16.0);
+        assert_eq!(judged(&results), (Some(1.6), Some(false)));
+        // Nothing passed: that is no ratio.
+        results.rows[0] = row("kernel", 0.0);
+        assert_eq!(judged(&results), (None, None));
+    }
 }

@@ -150,12 +150,13 @@ impl Drop for Bed {
 }
 
 impl Bed {
-    /// Brings it up, on veth pairs if there are no devices for it.
+    /// Brings it up in a lab, on veth pairs if there are no devices for it.
     ///
     /// # Errors
     /// [`Missing`] for a router on more CPUs than there are, or with devices, of
     /// which one queue is used.
     pub(crate) fn new(
+        lab: Lab,
         cpus: Cpus,
         devices: Option<Arc<Devices>>,
         routers: u32,
@@ -167,7 +168,6 @@ impl Bed {
             let text = "of named devices one queue is used: a second worker would have none";
             return Err(Missing(text.to_owned()).into());
         }
-        let lab = Lab::new("perf")?;
         let netns = |name: &str| lab.netns(name);
         let (generator, router, sink) = (netns("generator")?, netns("router")?, netns("sink")?);
         let bed = Self { lab, generator, router, sink, cpus, routers, devices };
@@ -354,6 +354,20 @@ impl Bed {
             netns.run(set)??;
         }
         Ok(())
+    }
+
+    /// What each end leaves to the other now, as its driver tells.
+    pub(crate) fn offloads_text(&self) -> String {
+        let of = |(netns, name): (&Netns, &str)| {
+            let state = netns.run(|| device::offloads_disabled(name));
+            let text = match state {
+                Ok(Ok(true)) => "off",
+                Ok(Ok(false)) => "on",
+                _ => "unknown",
+            };
+            format!("{name} {text}")
+        };
+        self.ends().map(of).collect::<Vec<_>>().join(", ")
     }
 
     /// The CPUs that the router has for itself.

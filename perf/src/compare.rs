@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use crate::outcome::{Results, Row, human};
+use crate::report::{ENOUGH, half_width, quantile};
 
 /// Two files.
 #[derive(Debug, Args)]
@@ -29,6 +30,8 @@ enum Change {
     Better,
     Worse,
     Same,
+    /// Apart, but one side has one run only, which may have been any.
+    Unsure,
 }
 
 /// Runs the verb. Exit code 1 when anything got worse.
@@ -58,15 +61,29 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::from(u8::from(worse > 0)))
 }
 
-/// A change counts when the middle halves of the runs are apart: a distance of
-/// more than both spreads, and more than the noise.
+/// A change counts when the medians are apart by more than the noise, and so are
+/// the runs: their middle halves, or all of them where there are few.
 fn compare(old: &Row, new: &Row) -> Change {
     let difference = new.median - old.median;
-    let spreads = old.spread * old.median.abs() + new.spread * new.median.abs();
-    if difference.abs() <= spreads.max(NOISE * old.median.abs()) {
+    if difference.abs() <= NOISE * old.median.abs() {
+        return Change::Same;
+    }
+    let (Some(before), Some(after)) = (half_width(&old.runs), half_width(&new.runs)) else {
+        return Change::Unsure;
+    };
+    if difference.abs() <= before + after || overlap(old, new) {
         return Change::Same;
     }
     if (difference > 0.0) == new.more_is_better { Change::Better } else { Change::Worse }
+}
+
+/// Whether some runs of either side are within the other's, of which one has too
+/// few for quartiles.
+fn overlap(old: &Row, new: &Row) -> bool {
+    let few = old.runs.len().min(new.runs.len()) < ENOUGH;
+    let ends = |row: &Row| [0.0, 1.0].map(|part| quantile(&row.runs, part));
+    let ([least, most], [low, high]) = (ends(old), ends(new));
+    few && low <= most && least <= high
 }
 
 fn name(row: &Row) -> String {
@@ -78,6 +95,7 @@ fn describe(change: Change, old: &Row, new: &Row) -> String {
         Change::Better => "better",
         Change::Worse => "WORSE",
         Change::Same => "same",
+        Change::Unsure => "unsure",
     };
     format!(
         "{word:<7} {}: {} -> {} ({:+.1} %)",
@@ -109,6 +127,17 @@ mod tests {
         assert_eq!(compare(&before, &rate(&[89.0, 90.0, 91.0])), Change::Worse);
         // A wide spread makes the same difference noise.
         assert_eq!(compare(&before, &rate(&[60.0, 90.0, 120.0])), Change::Same);
+        // Two that agree and one that does not are no certainty.
+        assert_eq!(compare(&rate(&[60.0, 100.0, 100.0]), &rate(&[80.0; 3])), Change::Same);
+        // Of enough, the ends may be anywhere.
+        let many = |base: f64| rate(&[base - 40.0, base - 1.0, base, base + 1.0, base + 40.0]);
+        assert_eq!(compare(&many(100.0), &many(110.0)), Change::Better);
+        // One run may have been any.
+        for (one, other) in [(1, 3), (3, 1), (1, 1)] {
+            let (one, other) = (vec![100.0; one], vec![50.0; other]);
+            assert_eq!(compare(&rate(&one), &rate(&other)), Change::Unsure);
+        }
+        assert_eq!(compare(&rate(&[100.0]), &rate(&[101.0])), Change::Same);
         let latency = |ns: f64| row(Measure::LATENCY[2], &[ns; 3]);
         assert_eq!(compare(&latency(100.0), &latency(120.0)), Change::Worse);
     }

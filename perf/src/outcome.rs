@@ -1,21 +1,23 @@
 //! Results as data: what `results.json` holds, and what everything that is shown
 //! is made from. The stable form; `schema` changes when it does.
 
+use std::fmt;
 use std::path::Path;
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
 use crate::machine::Machine;
-use crate::report::median_and_spread;
+use crate::report::{half_width, quantile};
 
-/// The form of this file.
-pub(crate) const SCHEMA: u32 = 1;
+/// The form of this file. Form 1, which this reads, had nothing that is
+/// null but `x`.
+pub(crate) const SCHEMA: u32 = 2;
 /// The subject that others are compared with.
 pub(crate) const BASELINE: &str = "kernel";
 
 /// One invocation of `tieline-perf run`.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub(crate) struct Results {
     pub(crate) schema: u32,
     /// The command line.
@@ -23,6 +25,9 @@ pub(crate) struct Results {
     pub(crate) machine: Machine,
     /// What ran on which CPU.
     pub(crate) placement: String,
+    /// What each end of a link left to the other, and in which cases.
+    #[serde(default)]
+    pub(crate) offloads: Vec<About>,
     pub(crate) subjects: Vec<About>,
     pub(crate) scenarios: Vec<About>,
     pub(crate) rows: Vec<Row>,
@@ -56,8 +61,10 @@ pub(crate) struct Row {
     /// All runs in their order.
     pub(crate) runs: Vec<f64>,
     pub(crate) median: f64,
-    /// Half the distance between the quartiles, as a part of the median.
-    pub(crate) spread: f64,
+    /// Half the distance between the quartiles (of fewer than five runs, half
+    /// their range), as a part of the median; null where the runs can't tell: of
+    /// one, or around 0.
+    pub(crate) spread: Option<f64>,
     /// Repeats this line alone.
     pub(crate) repeat: String,
 }
@@ -74,12 +81,12 @@ pub(crate) struct Gap {
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub(crate) struct Bar {
     pub(crate) what: String,
-    /// The ratio that was measured.
-    pub(crate) ratio: f64,
+    /// The ratio that was measured; null if it was not.
+    pub(crate) ratio: Option<f64>,
     pub(crate) wanted: f64,
     /// Whether the ratio must be at least that, or at most.
     pub(crate) at_least: bool,
-    pub(crate) met: bool,
+    pub(crate) met: Option<bool>,
 }
 
 /// A measure's name, unit and direction.
@@ -112,7 +119,9 @@ impl Measure {
         Self::new("duplicated", "of a million", false),
         Self::new("damaged", "of a million", false),
     ];
+    pub(crate) const ARRIVED: Self = Self::new("arrived", "packets/s", true);
     pub(crate) const CPU: Self = Self::new("CPU time", "ns/packet", false);
+    pub(crate) const CYCLES: Self = Self::new("own count of cycles", "cycles/packet", false);
     pub(crate) const MEMORY: Self = Self::new("resident memory", "bytes", false);
     pub(crate) const ROUND_TRIP: [Self; 2] =
         [Self::new("round trip p50", "ns", false), Self::new("round trip p99", "ns", false)];
@@ -125,7 +134,8 @@ impl Measure {
 impl Row {
     /// A row from its runs.
     pub(crate) fn new(at: &Place, measure: Measure, runs: Vec<f64>) -> Self {
-        let (median, spread) = median_and_spread(&runs);
+        let median = quantile(&runs, 0.5);
+        let spread = half_width(&runs).map(|half| if half == 0.0 { 0.0 } else { half / median });
         Self {
             scenario: at.scenario.clone(),
             subject: at.subject.clone(),
@@ -136,9 +146,31 @@ impl Row {
             x: at.x,
             runs,
             median,
-            spread: if median == 0.0 { 0.0 } else { spread },
+            spread: spread.filter(|spread| spread.is_finite()),
             repeat: format!("tieline-perf run {} --only {}{}", at.scenario, at.subject, at.options),
         }
+    }
+
+    /// The range of all runs, and the probability that the median of many more
+    /// is within: that it is not below or above all of them, whatever they are
+    /// spread like. `None` of one run.
+    pub(crate) fn range(&self) -> Option<([f64; 2], f64)> {
+        let count = i32::try_from(self.runs.len()).ok().filter(|count| *count > 1)?;
+        let ends = [0.0, 1.0].map(|part| quantile(&self.runs, part));
+        Some((ends, 1.0 - 0.5f64.powi(count - 1)))
+    }
+
+    /// The spread for people.
+    pub(crate) fn spread_text(&self) -> String {
+        self.spread.map_or("?".to_owned(), |spread| format!("{:.1} %", spread * 100.0))
+    }
+
+    /// Number of runs, their range, and how sure it is of the median.
+    pub(crate) fn range_text(&self) -> String {
+        let Some(([least, most], sure)) = self.range() else { return "one run".to_owned() };
+        let [least, most] = [least, most].map(|end| human(end, &self.unit));
+        let ends = if least == most { least } else { format!("{least} to {most}") };
+        format!("{} runs, {ends} ({:.0} %)", self.runs.len(), sure * 100.0)
     }
 
     /// Whether another row is about the same, maybe of another subject.
@@ -156,6 +188,42 @@ pub(crate) struct Place {
     pub(crate) x: Option<f64>,
     /// What else a command takes to repeat it, with a space before each word.
     pub(crate) options: String,
+}
+
+/// What a piece of work has found.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    pub(crate) rows: Vec<Row>,
+    pub(crate) gaps: Vec<Gap>,
+}
+
+impl Found {
+    /// A figure from its runs, or a gap where there is none.
+    pub(crate) fn row(&mut self, at: &Place, measure: Measure, runs: Vec<f64>) {
+        if runs.is_empty() || runs.iter().any(|run| !run.is_finite()) {
+            return self.gap(at, format!("{}: no packet arrived to tell it by", measure.name));
+        }
+        self.rows.push(Row::new(at, measure, runs));
+    }
+
+    /// What could not be measured of a case.
+    pub(crate) fn gap(&mut self, at: &Place, why: impl fmt::Display) {
+        self.gaps.push(at.gap(why));
+    }
+}
+
+impl Place {
+    /// A part of the case, with more words for it.
+    pub(crate) fn with(&self, words: &str) -> Self {
+        Self { case: format!("{}, {words}", self.case), ..self.clone() }
+    }
+
+    /// A gap of the case.
+    pub(crate) fn gap(&self, why: impl fmt::Display) -> Gap {
+        let Self { scenario, subject, case, .. } = self;
+        let (scenario, subject) = (scenario.clone(), subject.clone());
+        Gap { scenario, subject, reason: format!("{case}: {why}") }
+    }
 }
 
 impl Results {
@@ -187,8 +255,8 @@ impl Results {
         let results: Self = serde_json::from_str(&text)
             .with_context(|| format!("{} holds no results", path.display()))?;
         anyhow::ensure!(
-            results.schema == SCHEMA,
-            "{} has form {}, this program knows {SCHEMA}",
+            (1..=SCHEMA).contains(&results.schema),
+            "{} has form {}, this program knows those up to {SCHEMA}",
             path.display(),
             results.schema
         );
@@ -226,7 +294,7 @@ pub(crate) fn human(value: f64, unit: &str) -> String {
         "bytes" => {
             scaled(&[(1073741824.0, "GiB"), (1048576.0, "MiB"), (1024.0, "KiB"), (1.0, "B")])
         }
-        "of a million" => format!("{value:.0} {unit}"),
+        "of a million" | "cycles/packet" => format!("{value:.0} {unit}"),
         other => si(other),
     }
 }
@@ -234,6 +302,26 @@ pub(crate) fn human(value: f64, unit: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn row(runs: &[f64]) -> Row {
+        let text = || "x".to_owned();
+        let at =
+            Place { scenario: text(), subject: text(), case: text(), x: None, options: text() };
+        Row::new(&at, Measure::NO_DROP, runs.to_vec())
+    }
+
+    #[test]
+    fn a_row_says_how_sure_it_is() {
+        assert_eq!((row(&[5.0]).spread, row(&[5.0]).range()), (None, None));
+        assert_eq!((row(&[0.0; 3]).spread, row(&[0.0, 0.0, 5.0]).spread), (Some(0.0), None));
+        assert_eq!(row(&[3e3, 1e3, 2e3]).range(), Some(([1e3, 3e3], 0.75)));
+        assert_eq!(row(&[3e3, 1e3, 2e3]).range_text(), "3 runs, 1.00 kpps to 3.00 kpps (75 %)");
+        assert_eq!(row(&[1.0; 6]).range().map(|(_, sure)| sure > 0.95), Some(true));
+        assert_eq!(row(&[1e3]).range_text(), "one run");
+        // What is written can be read, without a spread too.
+        let text = serde_json::to_string(&row(&[5.0])).unwrap();
+        assert_eq!(serde_json::from_str::<Row>(&text).unwrap(), row(&[5.0]));
+    }
 
     #[test]
     fn numbers_are_short_and_have_units() {
@@ -247,6 +335,7 @@ mod tests {
             (950.0, "ns/packet", "950 ns/packet"),
             (43_000.0, "ns/packet", "43.0 us/packet"),
             (12.4, "of a million", "12 of a million"),
+            (1234.5, "cycles/packet", "1234 cycles/packet"),
             (0.0, "s", "0.00 us"),
         ] {
             assert_eq!(human(value, unit), text);

@@ -6,10 +6,10 @@
 use crate::bed::{Cpus, Offloads};
 use crate::flows::Load;
 use crate::iperf;
-use crate::outcome::{About, BASELINE};
+use crate::outcome::{About, BASELINE, human};
 use crate::stream::{Capture, Shape};
 use crate::subject::{
-    Inside, Kernel, Ovs, Program, Remote, Sockets, Subject, Tieline, Vpp, Way, Wire,
+    Inside, Kernel, Ovs, Program, Remote, Sockets, Subject, Tieline, Vpp, Way, Wire, renamed,
 };
 use crate::work::{Effort, Work};
 
@@ -36,7 +36,7 @@ pub(crate) struct Scenario {
 }
 
 /// All of them, in the order in which they run.
-pub(crate) const SCENARIOS: [Scenario; 17] = [
+pub(crate) const SCENARIOS: [Scenario; 18] = [
     plain("flood", "as many packets as go through, 64 bytes, flows known before", true),
     plain(
         "new-flows",
@@ -45,6 +45,7 @@ pub(crate) const SCENARIOS: [Scenario; 17] = [
         true,
     ),
     plain("rate", "no-drop rate (RFC 2544), latency at parts of it, CPU time per packet", true),
+    sweep("offered", "what arrives of a rate, too much as well", "packets offered a second"),
     plain(
         "streams",
         "other kinds of traffic by AF_XDP sockets of our own, every packet judged where it \
@@ -89,6 +90,8 @@ const fn sweep(name: &'static str, about: &'static str, axis: &'static str) -> S
 /// Numbers of flows: few, about 60,000, about a million.
 const FLOWS: [u32; 3] = [64, 1 << 16, 1 << 20];
 const SMALL: usize = 64;
+/// Packets a second, from what every router can do to what none can.
+const OFFERED: [f64; 6] = [1e5, 2e5, 4e5, 8e5, 1.2e6, 1.6e6];
 
 /// Lines of sweeps over what the names of subjects would tell.
 const FIREWALL: &str = "kernel+ct";
@@ -177,6 +180,15 @@ impl Choice<'_> {
                 let mut subjects = self.routers();
                 subjects.push(Box::new(Tieline { idle: "busy", ..self.tieline() }));
                 steps.extend(subjects.into_iter().map(|s| step(s, small(FLOWS[0]), Work::Rate)));
+            }
+            "offered" => {
+                for rate in OFFERED {
+                    for subject in self.routers_and_wire() {
+                        let step = step(subject, small(FLOWS[0]), Work::Offered { rate });
+                        let case = human(rate, "packets/s");
+                        steps.push(Step { case, x: Some(rate), ..step });
+                    }
+                }
             }
             "streams" => {
                 let of = |size| Load { flows: FLOWS[0], size };
@@ -355,6 +367,24 @@ pub(crate) fn remote(steps: Vec<Step>, name: &str) -> Vec<Step> {
     steps.into_iter().filter(of_baseline).map(remote).collect()
 }
 
+/// The first step of each scenario, subject and kind of work.
+pub(crate) fn one_of_a_kind(steps: Vec<Step>) -> Vec<Step> {
+    let mut all: Vec<Step> = Vec::new();
+    let kind = |step: &Step| {
+        let work = match step.work {
+            Work::Offered { .. } => Work::Offered { rate: 0.0 },
+            other => other,
+        };
+        (step.scenario, step.subject.name(), work)
+    };
+    for step in steps {
+        if !all.iter().any(|known| kind(known) == kind(&step)) {
+            all.push(step);
+        }
+    }
+    all
+}
+
 /// The subject of a name.
 pub(crate) fn subject(choice: &Choice<'_>, name: &str) -> Option<Box<dyn Subject>> {
     let steps = SCENARIOS.iter().flat_map(|scenario| choice.steps(scenario));
@@ -391,40 +421,6 @@ pub(crate) fn subjects(steps: &[Step]) -> Vec<About> {
     }
     all.sort_by_key(|about| about.name != BASELINE);
     all
-}
-
-/// Under the name that its line in a sweep has: what the sweep is over is no
-/// part of it.
-fn renamed(name: &'static str, about: &'static str, subject: Box<dyn Subject>) -> Box<dyn Subject> {
-    Box::new(Renamed { name, about, subject })
-}
-
-struct Renamed {
-    name: &'static str,
-    about: &'static str,
-    subject: Box<dyn Subject>,
-}
-
-impl Subject for Renamed {
-    fn name(&self) -> String {
-        self.name.to_owned()
-    }
-
-    fn about(&self) -> String {
-        self.about.to_owned()
-    }
-
-    fn cpus(&self) -> u32 {
-        self.subject.cpus()
-    }
-
-    fn set_up<'a>(
-        &self,
-        bed: &'a crate::bed::Bed,
-        needs: crate::subject::Needs,
-    ) -> anyhow::Result<Box<dyn crate::subject::Running + 'a>> {
-        self.subject.set_up(bed, needs)
-    }
 }
 
 fn count(flows: u32) -> String {

@@ -19,8 +19,8 @@ pub(crate) struct Row {
     /// The lower quartile of the runs: what it costs while the machine's other
     /// guests rest.
     pub(crate) clocks_low: f64,
-    /// Half the distance between the quartiles of the runs, as a part of the
-    /// median.
+    /// Half the distance between the quartiles of the runs (of fewer than five,
+    /// half their range), as a part of the median; null of one run.
     pub(crate) spread: f64,
     /// Nanoseconds per packet.
     pub(crate) ns: f64,
@@ -60,20 +60,40 @@ impl Row {
     }
 }
 
-/// The middle value, and half the distance of the quartiles over it.
-pub(crate) fn median_and_spread(values: &[f64]) -> (f64, f64) {
-    let [low, middle, high] = quartiles(values);
-    (middle, (high - low) / 2.0 / middle)
-}
+/// Runs from which quartiles say something; of fewer the whole range counts.
+pub(crate) const ENOUGH: usize = 5;
 
-/// The values that cut them into four parts of as many.
-pub(crate) fn quartiles(values: &[f64]) -> [f64; 3] {
+/// The value that a part of all stays under, between two of them where it falls
+/// there (type 7 of Hyndman and Fan, as most tools have it); NaN of none.
+pub(crate) fn quantile(values: &[f64], part: f64) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
-    [0.25, 0.5, 0.75].map(|part| {
-        let place = part * (sorted.len().saturating_sub(1)) as f64;
-        sorted.get(place.round() as usize).copied().unwrap_or(f64::NAN)
-    })
+    let Some(last) = sorted.len().checked_sub(1) else { return f64::NAN };
+    let place = part.clamp(0.0, 1.0) * last as f64;
+    let (below, above) = (sorted[place.floor() as usize], sorted[place.ceil() as usize]);
+    below + (above - below) * place.fract()
+}
+
+/// How far runs are from their middle: half the distance between the quartiles,
+/// or half the range of fewer than five runs. One run says nothing of it.
+pub(crate) fn half_width(runs: &[f64]) -> Option<f64> {
+    let width = |from, to| (quantile(runs, to) - quantile(runs, from)) / 2.0;
+    match runs.len() {
+        0 | 1 => None,
+        2..ENOUGH => Some(width(0.0, 1.0)),
+        _ => Some(width(0.25, 0.75)),
+    }
+}
+
+/// The middle value, and the [`half_width`] over it, which is NaN of one run.
+pub(crate) fn median_and_spread(values: &[f64]) -> (f64, f64) {
+    let median = quantile(values, 0.5);
+    (median, half_width(values).map_or(f64::NAN, |half| half / median))
+}
+
+/// A spread as text.
+pub(crate) fn percent(spread: f64) -> String {
+    if spread.is_finite() { format!("{:.1}%", spread * 100.0) } else { "?".to_owned() }
 }
 
 /// The rows as an aligned table.
@@ -93,7 +113,7 @@ pub(crate) fn table(rows: &[Row]) -> String {
             row.rules.to_string(),
             format!("{:.1}", row.clocks),
             format!("{:.1}", row.clocks_low),
-            format!("{:.1}%", row.spread * 100.0),
+            percent(row.spread),
             format!("{:.1}", row.ns),
             format!("{:.1}", row.mpps),
             factor(row.floor_multiple),
@@ -137,9 +157,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn medians_and_spreads() {
-        assert_eq!(median_and_spread(&[5.0, 1.0, 4.0, 2.0, 3.0]), (3.0, 1.0 / 3.0));
-        assert_eq!(median_and_spread(&[5.0; 7]), (5.0, 0.0));
+    fn medians_and_spreads_of_few_runs_are_not_rounded_away() {
         assert!(median_and_spread(&[]).0.is_nan());
+        let (median, spread) = median_and_spread(&[7.0]);
+        assert!(median == 7.0 && spread.is_nan(), "{median} {spread}");
+        for (runs, median, spread) in [
+            (&[1.0, 3.0][..], 2.0, 0.5),
+            (&[13312.0, 17301504.0, 17301504.0], 17301504.0, 17288192.0 / 2.0 / 17301504.0),
+            (&[4.0, 1.0, 2.0, 3.0], 2.5, 0.6),
+            (&[5.0, 1.0, 4.0, 2.0, 3.0], 3.0, 1.0 / 3.0),
+            (&[1.0, 2.0, 3.0, 4.0, 5.0, 60.0], 3.5, 2.5 / 2.0 / 3.5),
+            (&[5.0; 7], 5.0, 0.0),
+        ] {
+            assert_eq!(median_and_spread(runs), (median, spread), "{runs:?}");
+        }
+        assert_eq!([half_width(&[9.0]), half_width(&[9.0, 9.0])], [None, Some(0.0)]);
+    }
+
+    #[test]
+    fn quantiles_are_between_the_values() {
+        let runs = [10.0, 20.0, 40.0];
+        let parts = [-1.0, 0.0, 0.25, 0.5, 0.75, 1.0, 2.0].map(|part| quantile(&runs, part));
+        assert_eq!(parts, [10.0, 10.0, 15.0, 20.0, 30.0, 40.0, 40.0]);
     }
 }

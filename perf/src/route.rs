@@ -11,7 +11,7 @@ use clap::Args;
 use crate::bed::{Bed, Cpus, pin};
 use crate::devices::Devices;
 use crate::plan::{self, Choice};
-use crate::run::{Held, clear_up_on_signals};
+use crate::run::Held;
 use crate::subject::{Needs, Program};
 
 /// What routes, and between which devices.
@@ -42,11 +42,9 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     })?;
     let cpus = Cpus::choose()?;
     let devices = Arc::new(Devices::new(None, &options.router, None)?);
-    let held = Held::new(Some(devices.clone()));
-    clear_up_on_signals(&held)?;
+    let held = Held::new(Some(devices.clone()))?;
     pin(cpus.traffic);
-    let bed = Bed::new(cpus, Some(devices.clone()), 1)?;
-    held.lab(bed.lab.closer());
+    let bed = Bed::new(held.lab()?, cpus, Some(devices.clone()), 1)?;
     bed.wire_v6()?;
     let running = subject.set_up(&bed, Needs { flows: options.flows, v6: true })?;
     let entry = running.entry();

@@ -9,19 +9,22 @@ use anyhow::{Context, bail};
 use clap::Args;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use tieline_lab::Closer;
+use tieline_lab::{Closer, Lab};
 
 use crate::bars;
 use crate::bed::{Bed, Cpus, pin};
 use crate::devices::Devices;
 use crate::machine::{Machine, load};
-use crate::outcome::{About, Gap, Place, Results, Row, SCHEMA};
+use crate::outcome::{About, Found, Gap, Place, Results, Row, SCHEMA};
 use crate::page;
 use crate::plan::{self, Choice, SCENARIOS, Scenario, Step};
 use crate::priority::First;
 use crate::stream::Capture;
 use crate::subject::Program;
-use crate::work::{Effort, measure};
+use crate::work::{Effort, Work, measure};
+
+/// Packets of a million.
+const LOSS: f64 = 10.0;
 
 /// What to run and how.
 #[derive(Debug, Args)]
@@ -45,7 +48,7 @@ pub(crate) struct Options {
     #[arg(long)]
     trial: Option<f64>,
     /// Packets lost of a million, at most, for a rate to count as without drops.
-    #[arg(long, default_value_t = 10.0)]
+    #[arg(long, default_value_t = LOSS)]
     loss: f64,
     /// A device of this machine that the generator sends from, instead of a veth.
     #[arg(long, value_name = "DEV", requires = "sink", requires = "between")]
@@ -69,26 +72,60 @@ pub(crate) struct Options {
     /// The daemon's program file; without it the one beside this program.
     #[arg(long)]
     tieline: Option<PathBuf>,
+    /// One case of each kind, as short as can be: to see whether it works.
+    #[arg(long, hide = true)]
+    shortest: bool,
     /// Directory for results.json, report.html and report.md.
     #[arg(long, default_value = "tieline-perf")]
     out: PathBuf,
 }
 
 impl Options {
-    /// The options that decide what is measured, as words of a command.
+    /// The options that decide what is measured, and how, as words of a command.
     fn to_repeat(&self) -> String {
         let mut words = String::new();
         let mut word = |name: &str, value: Option<String>| {
-            words.extend(value.map(|value| format!(" --{name} {value}")));
+            words.extend(value.map(|value| format!(" --{name} {}", quoted(&value))));
         };
         let file = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
+        word("runs", self.runs.map(|runs| runs.to_string()));
+        word("trial", self.trial.map(|trial| trial.to_string()));
+        word("loss", (self.loss != LOSS).then(|| self.loss.to_string()));
+        word("tieline", file(&self.tieline));
         word("capture", file(&self.capture));
         word("generator", self.generator.clone());
         word("router", (!self.router.is_empty()).then(|| self.router.join(",")));
         word("remote", self.remote.clone());
         word("sink", self.sink.clone());
+        for (name, on) in [("quick", self.quick), ("shortest", self.shortest)] {
+            words.extend(on.then(|| format!(" --{name}")));
+        }
         words
     }
+
+    fn effort(&self) -> anyhow::Result<Effort> {
+        let effort = match (self.shortest, self.quick) {
+            (true, _) => Effort::SHORTEST,
+            (_, true) => Effort::QUICK,
+            _ => Effort::FULL,
+        };
+        let trial = self.trial.map(Duration::try_from_secs_f64).transpose().context("--trial")?;
+        Ok(Effort {
+            runs: self.runs.unwrap_or(effort.runs).max(1),
+            trial: trial.unwrap_or(effort.trial).max(Duration::from_millis(10)),
+            loss: self.loss.max(0.0) / 1e6,
+            ..effort
+        })
+    }
+}
+
+/// A word as a shell takes it.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "-_./,:+=@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', "'\\''"))
 }
 
 /// Prints what there is.
@@ -121,8 +158,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
         Some(_) => Some(Arc::new(Devices::new(generator, &options.router, sink)?)),
         None => None,
     };
-    let held = Held::new(devices.clone());
-    clear_up_on_signals(&held)?;
+    let held = Held::new(devices.clone())?;
     pin(cpus.traffic);
     std::fs::create_dir_all(&options.out)
         .with_context(|| format!("make {}", options.out.display()))?;
@@ -139,6 +175,9 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     if !options.only.is_empty() {
         steps.retain(|step| options.only.contains(&step.subject.name()));
     }
+    if options.shortest {
+        steps = plan::one_of_a_kind(steps);
+    }
     let mut results = begin(cpus, devices.as_deref(), &chosen, &steps);
     let replayed = results.scenarios.iter_mut().find(|scenario| scenario.name == "replay");
     if let (Some(replayed), Some(capture)) = (replayed, choice.capture) {
@@ -149,14 +188,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
         let all = reason.into_iter().chain(plan::why_partly(scenario.name, cpus));
         results.gaps.extend(all.map(|reason| gap(scenario.name, "all", reason)));
     }
-    let effort = if options.quick { Effort::QUICK } else { Effort::FULL };
-    let trial = options.trial.map(Duration::try_from_secs_f64).transpose().context("--trial")?;
-    let effort = Effort {
-        runs: options.runs.unwrap_or(effort.runs).max(1),
-        trial: trial.unwrap_or(effort.trial).max(Duration::from_millis(10)),
-        loss: options.loss.max(0.0) / 1e6,
-        ..effort
-    };
+    let effort = options.effort()?;
     // A run without steps has gaps to tell.
     page::write(&results, &options.out)?;
     let mut progress = Progress::new(plan::seconds(&steps, effort), steps.len());
@@ -169,18 +201,27 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
             x: step.x,
             options: options.to_repeat(),
         };
-        match take_step(step, effort, cpus, devices.clone(), &held, &at) {
-            Ok(rows) => {
-                rows.iter().for_each(|row| progress.tell(row));
-                results.rows.extend(rows);
-            }
-            Err(error) => {
-                eprintln!("    not measured: {error:#}");
-                let name = step.subject.name();
-                let reason = format!("{}: {error:#}", step.case);
-                results.gaps.push(gap(step.scenario, &name, reason));
-            }
+        let mut offloads = String::new();
+        let bed = || Bed::new(held.lab()?, cpus, devices.clone(), step.subject.cpus());
+        let found = bed().and_then(|bed| {
+            let found = measure(&bed, &*step.subject, step.load, step.work, effort, &at);
+            offloads = bed.offloads_text();
+            found
+        });
+        // A step that a signal has ended has found nothing.
+        held.go_on();
+        let found = found.unwrap_or_else(|error| {
+            let mut found = Found::default();
+            found.gap(&at, format!("{error:#}"));
+            found
+        });
+        if !offloads.is_empty() {
+            note_offloads(&mut results.offloads, offloads, step);
         }
+        found.rows.iter().for_each(|row| progress.tell(row));
+        found.gaps.iter().for_each(|gap| eprintln!("    not measured: {}", gap.reason));
+        results.rows.extend(found.rows);
+        results.gaps.extend(found.gaps);
         // What was measured stays, whatever becomes of the rest.
         results.machine.load[1] = load();
         results.bars = bars::judge(&results);
@@ -188,7 +229,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     }
     print!("{}", page::markdown(&results));
     println!("\nwritten: {}", options.out.join("report.html").display());
-    let missed = results.bars.iter().any(|bar| !bar.met);
+    let missed = results.bars.iter().any(|bar| bar.met == Some(false));
     Ok(ExitCode::from(u8::from(missed)))
 }
 
@@ -229,6 +270,7 @@ fn begin(cpus: Cpus, devices: Option<&Devices>, chosen: &[&Scenario], steps: &[S
             cpus.sink,
             devices.map_or("veth pairs".to_owned(), Devices::about)
         ),
+        offloads: Vec::new(),
         subjects: plan::subjects(steps),
         scenarios: chosen.iter().map(about).collect(),
         rows: Vec::new(),
@@ -241,27 +283,76 @@ fn gap(scenario: &str, subject: &str, reason: String) -> Gap {
     Gap { scenario: scenario.to_owned(), subject: subject.to_owned(), reason }
 }
 
-/// What has to be undone, at the end as on a signal.
+/// What has to be undone, at the end as on a signal. All that others would keep
+/// is made under its lock, so that a signal comes before it or behind.
 pub(crate) struct Held(Arc<Mutex<Undo>>);
 
+#[derive(Default)]
 struct Undo {
     devices: Option<Arc<Devices>>,
     lab: Option<Closer>,
     priorities: Option<First>,
+    /// A signal has come: nothing is made any more.
+    ended: bool,
 }
 
 impl Held {
-    pub(crate) fn new(devices: Option<Arc<Devices>>) -> Self {
-        let priorities = Some(First::take());
-        Self(Arc::new(Mutex::new(Undo { devices, lab: None, priorities })))
+    /// Waits for signals from now on, then puts the measured processes first.
+    ///
+    /// # Errors
+    /// Signals can't be caught.
+    pub(crate) fn new(devices: Option<Arc<Devices>>) -> anyhow::Result<Self> {
+        let held = Self(Arc::new(Mutex::new(Undo { devices, ..Undo::default() })));
+        held.undo_on_signals()?;
+        held.make(|undo| undo.priorities = Some(First::take()));
+        Ok(held)
     }
 
-    pub(crate) fn lab(&self, closer: Closer) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).lab = Some(closer);
+    /// An empty lab, which a signal removes from now on.
+    ///
+    /// # Errors
+    /// It can't be made.
+    pub(crate) fn lab(&self) -> anyhow::Result<Lab> {
+        self.make(|undo| {
+            let lab = Lab::new("perf")?;
+            undo.lab = Some(lab.closer());
+            Ok(lab)
+        })
     }
 
-    fn undo(held: &Mutex<Undo>) {
+    /// Returns, unless a signal has ended everything.
+    fn go_on(&self) {
+        self.make(|_| ());
+    }
+
+    fn make<T>(&self, make: impl FnOnce(&mut Undo) -> T) -> T {
+        let mut undo = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if undo.ended {
+            drop(undo);
+            // The thread that has undone everything ends the program.
+            loop {
+                std::thread::park();
+            }
+        }
+        make(&mut undo)
+    }
+
+    /// Undoes everything and ends this program when it is told to end.
+    fn undo_on_signals(&self) -> anyhow::Result<()> {
+        let held = self.0.clone();
+        let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("catch signals")?;
+        std::thread::spawn(move || {
+            let Some(signal) = signals.forever().next() else { return };
+            Self::undo(&held, true);
+            eprintln!("ended by signal {signal}; everything is removed");
+            std::process::exit(128 + signal);
+        });
+        Ok(())
+    }
+
+    fn undo(held: &Mutex<Undo>, ended: bool) {
         let mut held = held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.ended |= ended;
         // Before their namespaces go.
         if let Some(devices) = held.devices.take() {
             devices.give_back(true);
@@ -275,34 +366,22 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        Self::undo(&self.0);
+        Self::undo(&self.0, false);
     }
 }
 
-fn take_step(
-    step: &Step,
-    effort: Effort,
-    cpus: Cpus,
-    devices: Option<Arc<Devices>>,
-    held: &Held,
-    at: &Place,
-) -> anyhow::Result<Vec<Row>> {
-    let bed = Bed::new(cpus, devices, step.subject.cpus())?;
-    held.lab(bed.lab.closer());
-    measure(&bed, &*step.subject, step.load, step.work, effort, at)
-}
-
-/// Undoes everything and ends this program when it is told to end.
-pub(crate) fn clear_up_on_signals(held: &Held) -> anyhow::Result<()> {
-    let held = held.0.clone();
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("catch signals")?;
-    std::thread::spawn(move || {
-        let Some(signal) = signals.forever().next() else { return };
-        Held::undo(&held);
-        eprintln!("ended by signal {signal}; everything is removed");
-        std::process::exit(128 + signal);
-    });
-    Ok(())
+/// Adds a case to those with the same offloads.
+fn note_offloads(all: &mut Vec<About>, name: String, step: &Step) {
+    let case = match step.work {
+        // Others are the same in all cases.
+        Work::Tcp { .. } => format!("{}: {}", step.scenario, step.case),
+        _ => step.scenario.to_owned(),
+    };
+    match all.iter_mut().find(|known| known.name == name) {
+        Some(known) if known.about.split(", ").any(|known| known == case) => {}
+        Some(known) => known.about = format!("{}, {case}", known.about),
+        None => all.push(About { name, about: case }),
+    }
 }
 
 /// Tells how far it is.
@@ -340,7 +419,7 @@ impl Progress {
 
     fn tell(&self, row: &Row) {
         let value = crate::outcome::human(row.median, &row.unit);
-        eprintln!("    {}: {value} +/- {:.1} %", row.measure, row.spread * 100.0);
+        eprintln!("    {}: {value} +/- {}", row.measure, row.spread_text());
     }
 }
 
@@ -350,4 +429,47 @@ pub(crate) fn check_root() -> anyhow::Result<()> {
         bail!("namespaces and XDP programs need root: run it with sudo");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Words {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    fn parse(line: &str) -> Options {
+        // As a shell takes it, as far as this test needs that.
+        let parts = line.split('\'').enumerate();
+        let words = parts.flat_map(|(at, part)| match at % 2 {
+            0 => part.split_whitespace().map(str::to_owned).collect::<Vec<_>>(),
+            _ => vec![part.to_owned()],
+        });
+        Words::try_parse_from(["run".to_owned()].into_iter().chain(words)).unwrap().options
+    }
+
+    #[test]
+    fn a_repeated_line_has_every_option_that_matters() {
+        for line in [
+            "",
+            "--quick --runs 2 --trial 0.05 --loss 0 --tieline '/some where/tieline'",
+            "--shortest --loss 12.5 --capture a.pcap",
+            "--generator a --router b,c --sink d",
+            "--generator a --remote other --sink d",
+        ] {
+            let options = parse(line);
+            let again = parse(&format!("flood --only kernel{}", options.to_repeat()));
+            let wanted = Options {
+                scenarios: vec!["flood".to_owned()],
+                only: vec!["kernel".to_owned()],
+                ..options
+            };
+            assert_eq!(format!("{again:?}"), format!("{wanted:?}"));
+        }
+    }
 }

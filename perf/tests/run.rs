@@ -5,11 +5,12 @@
 mod support;
 
 use std::fs;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process_group};
 use support::{PROGRAM, is_root, results, run, scratch, turn};
 
 /// What exists of a process's beds.
@@ -72,27 +73,46 @@ fn a_run_has_figures_a_page_and_no_silent_gap() {
     fs::remove_dir_all(out).unwrap();
 }
 
+/// Starts a run, as a shell does in a group of its own, and presses Ctrl-C.
+fn interrupt(out: &Path, until: impl Fn(u32) -> bool, wait: Duration) -> ExitStatus {
+    let mut command = Command::new(PROGRAM);
+    command.args(["run", "flood", "--only", "kernel", "--runs", "100", "--out"]).arg(out);
+    command.process_group(0).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    let started = Instant::now();
+    while !until(child.id()) {
+        assert!(started.elapsed() < Duration::from_secs(30), "there is no bed");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    std::thread::sleep(wait);
+    kill_process_group(Pid::from_child(&child), Signal::INT).unwrap();
+    let status = child.wait().unwrap();
+    assert_eq!(left_behind(child.id()), Vec::<PathBuf>::new(), "{wait:?}, {status}");
+    status
+}
+
 #[test]
-fn an_interrupted_run_leaves_nothing_behind() {
+fn a_run_interrupted_at_any_moment_leaves_nothing_behind() {
     if !is_root() {
         return;
     }
     let _turn = turn();
     let out = scratch("interrupted");
-    let mut command = Command::new(PROGRAM);
-    command.args(["run", "flood", "--only", "kernel", "--runs", "100", "--out"]).arg(&out);
-    let mut child = command.spawn().unwrap();
-    let started = Instant::now();
-    while left_behind(child.id()).len() < 4 {
-        assert!(started.elapsed() < Duration::from_secs(30), "there is no bed");
-        std::thread::sleep(Duration::from_millis(20));
+    let before = niceness_of_postponed_work();
+    // While it starts, before it can have caught anything too.
+    for ms in [0, 1, 2, 4, 8, 15, 30, 60, 120] {
+        let status = interrupt(&out, |_| true, Duration::from_millis(ms));
+        let ended = status.code() == Some(130) || status.signal() == Some(Signal::INT.as_raw());
+        assert!(ended, "after {ms} ms: {status}");
+        assert_eq!(niceness_of_postponed_work(), before, "after {ms} ms");
     }
-    // In the middle of its traffic.
-    std::thread::sleep(Duration::from_millis(1500));
-    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
-    let status = child.wait().unwrap();
-    assert_eq!(status.code(), Some(130), "{status}");
-    assert_eq!(left_behind(child.id()), Vec::<PathBuf>::new());
+    // While the bed is made, from the first of it on, and within its traffic.
+    for (parts, ms) in [(1, 0), (1, 2), (2, 0), (2, 3), (3, 0), (4, 0), (4, 20), (4, 1500)] {
+        let there = |pid| left_behind(pid).len() >= parts;
+        let status = interrupt(&out, there, Duration::from_millis(ms));
+        assert_eq!(status.code(), Some(130), "{parts} parts, {ms} ms: {status}");
+        assert_eq!(niceness_of_postponed_work(), before, "{parts} parts, {ms} ms");
+    }
     fs::remove_dir_all(out).unwrap();
 }
 
@@ -100,10 +120,10 @@ fn an_interrupted_run_leaves_nothing_behind() {
 fn comparing_tells_change_from_noise_by_the_exit_code() {
     let out = scratch("compare");
     fs::create_dir_all(&out).unwrap();
-    let file = |name: &str, median: f64| {
+    let file_of = |name: &str, median: f64, runs: usize| {
         let row = serde_json::json!({
             "scenario": "flood", "subject": "kernel", "case": "64 flows", "measure": "forwarded",
-            "unit": "packets/s", "more_is_better": true, "x": null, "runs": [median],
+            "unit": "packets/s", "more_is_better": true, "x": null, "runs": vec![median; runs],
             "median": median, "spread": 0.01, "repeat": "",
         });
         let machine = serde_json::json!({
@@ -118,6 +138,7 @@ fn comparing_tells_change_from_noise_by_the_exit_code() {
         fs::write(&path, all.to_string()).unwrap();
         path
     };
+    let file = |name: &str, median: f64| file_of(name, median, 3);
     let compare = |before: &Path, after: &Path| {
         let output = Command::new(PROGRAM).arg("compare").args([before, after]).output().unwrap();
         (output.status.code(), String::from_utf8(output.stdout).unwrap())
@@ -127,6 +148,8 @@ fn comparing_tells_change_from_noise_by_the_exit_code() {
     let (code, text) = compare(&old, &worse);
     assert!(code == Some(1) && text.starts_with("WORSE") && text.contains("-20.0 %"), "{text}");
     assert_eq!(compare(&worse, &old).0, Some(0));
+    let (code, text) = compare(&old, &file_of("d", 0.8e6, 1));
+    assert!(code == Some(0) && text.starts_with("unsure"), "{text}");
     assert_eq!(compare(&old, &out.join("nothing")).0, Some(2));
     fs::remove_dir_all(out).unwrap();
 }

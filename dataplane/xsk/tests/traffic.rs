@@ -52,6 +52,9 @@ fn a_run_arrives_whole_in_order_and_at_its_rate() {
         assert!(u128::from(seen.longest_ns) >= sent.latest.as_nanos(), "{seen:?} {sent:?}");
         let (half, all) = (seen.quantile_ns(0.5).unwrap(), seen.quantile_ns(1.0).unwrap());
         assert!(half <= all && all <= seen.longest_ns, "{half} {all}");
+        // So many pauses make up the time from the first to the last.
+        let span = 4999 * 20_000;
+        assert!(seen.longest_gap_ns * 4999 + seen.longest_ns >= span, "{seen:?}");
 
         // Another run's packets are told apart.
         check.start(8);

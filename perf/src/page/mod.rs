@@ -38,19 +38,20 @@ pub(crate) fn markdown(results: &Results) -> String {
         }
         let _ = writeln!(
             text,
-            "\n## {}: {}\n\n| case | measure | subject | median | spread | to {BASELINE} |\n\
-             |---|---|---|---|---|---|",
+            "\n## {}: {}\n\n| case | measure | subject | median | spread | runs | to {BASELINE} \
+             |\n|---|---|---|---|---|---|---|",
             scenario.name, scenario.about
         );
         for row in rows {
             let _ = writeln!(
                 text,
-                "| {} | {} | {} | {} | {:.1} % | {} |",
+                "| {} | {} | {} | {} | {} | {} | {} |",
                 row.case,
                 row.measure,
                 row.subject,
                 human(row.median, &row.unit),
-                row.spread * 100.0,
+                row.spread_text(),
+                row.range_text(),
                 ratio(results, row)
             );
         }
@@ -59,6 +60,7 @@ pub(crate) fn markdown(results: &Results) -> String {
         text.push_str("\n## Bars\n\n| what | ratio | wanted | |\n|---|---|---|---|\n");
         for bar in &results.bars {
             let [ratio, wanted, met] = bar_cells(bar);
+            let met = if bar.met == Some(false) { format!("**{met}**") } else { met };
             let _ = writeln!(text, "| {} | {ratio} | {wanted} | {met} |", bar.what);
         }
     }
@@ -74,8 +76,13 @@ pub(crate) fn markdown(results: &Results) -> String {
 
 fn bar_cells(bar: &Bar) -> [String; 3] {
     let sign = if bar.at_least { "at least" } else { "at most" };
-    let met = if bar.met { "met" } else { "MISSED" };
-    [format!("{:.2}", bar.ratio), format!("{sign} {}", bar.wanted), met.to_owned()]
+    let met = match bar.met {
+        Some(true) => "met",
+        Some(false) => "MISSED",
+        None => "not measured",
+    };
+    let ratio = bar.ratio.map_or("-".to_owned(), |ratio| format!("{ratio:.2}"));
+    [ratio, format!("{sign} {}", bar.wanted), met.to_owned()]
 }
 
 fn rows_of<'a>(results: &'a Results, scenario: &str) -> Vec<&'a Row> {
@@ -134,11 +141,12 @@ fn machine(results: &Results) -> String {
     line("kernel", &machine.kernel);
     line("mitigations", &machine.mitigations.join("; "));
     line("settings", &machine.settings.join("; "));
-    line(
-        "offloads",
-        "on the pods' link on, on the underlay off as on a wire, unless a case says otherwise; \
-         Tieline's gateway devices have none",
-    );
+    let offloads: Vec<String> = match &results.offloads[..] {
+        [] => vec!["nothing was measured".to_owned()],
+        [all] => vec![all.name.clone()],
+        some => some.iter().map(|set| format!("{} ({})", set.name, set.about)).collect(),
+    };
+    line("checksum and segmentation offloads", &offloads.join("; "));
     line("placement", &results.placement);
     let [before, after] = machine.load;
     line("load average before and after", &format!("{before:.2}, {after:.2}"));
@@ -146,6 +154,12 @@ fn machine(results: &Results) -> String {
         "latency",
         "each packet carries the time at which it was due, fixed before the run; latency counts \
          from then, so that what waits behind a stall is charged for it (no coordinated omission)",
+    );
+    line(
+        "spread, range",
+        "spread: half the distance between the quartiles, of fewer than five runs half their range, \
+         over the median; range: of all runs, with the probability that the median of many more \
+         is within (1 - 2^(1 - runs), whatever the distribution)",
     );
     text.push_str("</table><h3>Subjects</h3><table>");
     for subject in &results.subjects {
@@ -169,7 +183,11 @@ fn bars(results: &Results) -> String {
             .to_owned();
     for bar in &results.bars {
         let [ratio, wanted, met] = bar_cells(bar);
-        let class = if bar.met { "met" } else { "missed" };
+        let class = match bar.met {
+            Some(true) => "met",
+            Some(false) => "missed",
+            None => "",
+        };
         let what = escape(&bar.what);
         let _ = write!(
             text,
@@ -283,21 +301,23 @@ fn series(results: &Results, rows: &[&Row], x: impl Fn(&Row) -> Option<f64>) -> 
 fn table(results: &Results, rows: &[&Row]) -> String {
     let mut text = format!(
         "<details><summary>{} figures</summary><table><tr><th>case</th><th>measure</th>\
-         <th>subject</th><th>median</th><th>spread</th><th>to {BASELINE}</th><th>runs</th>\
-         <th>repeat</th></tr>",
+         <th>subject</th><th>median</th><th>spread</th><th>range</th><th>to {BASELINE}</th>\
+         <th>runs</th><th>repeat</th></tr>",
         rows.len()
     );
     for row in rows {
         let runs: Vec<String> = row.runs.iter().map(|run| human(*run, &row.unit)).collect();
         let _ = write!(
             text,
-            "<tr><td>{}</td><td>{}</td><td>{}</td><td class='n'>{}</td><td class='n'>{:.1} %</td>\
-             <td class='n'>{}</td><td class='n'>{}</td><td><code>{}</code></td></tr>",
+            "<tr><td>{}</td><td>{}</td><td>{}</td><td class='n'>{}</td><td class='n'>{}</td>\
+             <td class='n'>{}</td><td class='n'>{}</td><td class='n'>{}</td><td><code>{}</code></td>\
+             </tr>",
             escape(&row.case),
             escape(&row.measure),
             escape(&row.subject),
             human(row.median, &row.unit),
-            row.spread * 100.0,
+            row.spread_text(),
+            row.range_text(),
             ratio(results, row),
             runs.join(", "),
             escape(&row.repeat)

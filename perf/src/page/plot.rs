@@ -322,6 +322,8 @@ fn short(x: f64) -> String {
     match x {
         _ if x >= 1048576.0 && x % 1048576.0 == 0.0 => format!("{} Mi", x / 1048576.0),
         _ if x >= 1024.0 && x % 1024.0 == 0.0 => format!("{} Ki", x / 1024.0),
+        _ if x >= 1e6 && x % 1e5 == 0.0 => format!("{} M", x / 1e6),
+        _ if x >= 1e5 && x % 1e3 == 0.0 => format!("{} k", x / 1e3),
         _ => format!("{x}"),
     }
 }

@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use clap::{Args, ValueEnum};
 
 use crate::Output;
-use crate::report::{Bar, Row, median_and_spread, quartiles, table};
+use crate::report::{Bar, Row, median_and_spread, quantile, table};
 
 pub(crate) mod bench;
 mod cases;
@@ -198,7 +198,7 @@ fn row(
     clock: &Clock,
 ) -> Row {
     let (median, spread) = median_and_spread(clocks);
-    let [clocks_low, ..] = quartiles(clocks);
+    let clocks_low = quantile(clocks, 0.25);
     // What happens once a second is in few of the runs, but it counts.
     let clocks = if case.work == Work::Churn { mean(clocks) } else { median };
     let ns = clocks / clock.per_nanosecond;

@@ -136,7 +136,7 @@ impl Paced for StreamRig<'_> {
         let before = used();
         let pace = Pace { run, burst: self.shape.burst() };
         let (sent, seen) = drive(sender, sink, pace, self.bed.cpus);
-        let cpu = (used() - before).as_secs_f64();
+        let cpu = used().since(before);
         Ok(Trial { sent, seen, cpu })
     }
 }

@@ -108,6 +108,8 @@ struct Judge {
     /// The count behind the last packet of all.
     end: u64,
     latencies: Histogram,
+    /// When the last packet came.
+    last_ns: Option<u64>,
     seen: Seen,
 }
 
@@ -125,6 +127,7 @@ impl Judge {
             came: Vec::new(),
             end: 0,
             latencies: Histogram::default(),
+            last_ns: None,
             seen: Seen::default(),
         }
     }
@@ -137,6 +140,7 @@ impl Judge {
         self.next.fill(0);
         self.end = 0;
         self.latencies = Histogram::default();
+        self.last_ns = None;
         self.seen = Seen::default();
     }
 
@@ -175,6 +179,8 @@ impl Judge {
         self.end = self.end.max(count + 1);
         self.seen.received += 1;
         self.latencies.record(now.saturating_sub(due_ns));
+        let gap = self.last_ns.replace(now).map_or(0, |last| now.saturating_sub(last));
+        self.seen.longest_gap_ns = self.seen.longest_gap_ns.max(gap);
     }
 
     fn seen(&self) -> Seen {

@@ -15,6 +15,7 @@ mod inside;
 mod kernel;
 mod ovs;
 mod remote;
+mod renamed;
 mod tieline;
 mod vpp;
 mod wire;
@@ -23,6 +24,7 @@ pub(crate) use inside::{Inside, Sockets};
 pub(crate) use kernel::Kernel;
 pub(crate) use ovs::Ovs;
 pub(crate) use remote::Remote;
+pub(crate) use renamed::renamed;
 pub(crate) use tieline::{Program, Tieline, Way};
 pub(crate) use vpp::Vpp;
 pub(crate) use wire::Wire;
@@ -102,6 +104,22 @@ pub(crate) trait Running: Send + Sync {
     /// It can't, or does not come up again.
     fn restart(&mut self) -> anyhow::Result<()> {
         Err(Missing("there is nothing to restart".to_owned()).into())
+    }
+
+    /// Begins to count cycles anew, where it counts them.
+    ///
+    /// # Errors
+    /// It can't.
+    fn count_cycles(&self) -> anyhow::Result<()> {
+        Ok(())
+    }
+
+    /// Cycles that it says each packet has cost since then.
+    ///
+    /// # Errors
+    /// It does not say.
+    fn cycles(&self) -> anyhow::Result<Option<f64>> {
+        Ok(None)
     }
 
     /// What the subject says of itself, for when a measurement fails.

@@ -17,7 +17,8 @@ use super::{Entry, Missing, Needs, Running, Subject};
 
 /// Where Debian has it.
 const DAEMON: &str = "/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk";
-const INSTALL: &str = "apt-get install openvswitch-switch-dpdk librte-net-af-xdp23";
+const INSTALL: &str =
+    "apt-get install openvswitch-switch-dpdk librte-net-af-xdp23 librte-mempool-ring23";
 const SCHEMA: &str = "/usr/share/openvswitch/vswitch.ovsschema";
 /// Pages of 2 MiB that it needs.
 const PAGES: u64 = 1280;
@@ -66,7 +67,7 @@ impl Subject for Ovs {
         command.arg(DAEMON).arg(format!("unix:{}", socket.display()));
         command.arg(format!("--unixctl={}", dir.join("switch.ctl").display()));
         let daemon = bed.router.spawn("ovs-vswitchd", surround(command, &dir))?;
-        let up = Up { bed, _server: server, daemon };
+        let up = Up { bed, dir: dir.clone(), _server: server, daemon };
         self.program(bed, &dir, &tool).with_context(|| up.transcript())?;
         Ok(Box::new(up))
     }
@@ -198,8 +199,27 @@ impl Tool<'_> {
 
 struct Up<'a> {
     bed: &'a Bed,
+    dir: PathBuf,
     _server: Process,
     daemon: Process,
+}
+
+impl Up<'_> {
+    /// Asks the daemon itself.
+    fn ask(&self, what: &str) -> anyhow::Result<String> {
+        let socket = self.dir.join("db.sock");
+        let tool = Tool { bed: self.bed, dir: &self.dir, socket: &socket };
+        tool.run(&format!("ovs-appctl -t {} {what}", self.dir.join("switch.ctl").display()))
+    }
+}
+
+/// Cycles per packet of the first poll thread, those not among them in which it
+/// polled for nothing.
+fn per_packet(stats: &str) -> Option<f64> {
+    let lines = stats.lines().map(str::trim);
+    let mut thread = lines.skip_while(|line| !line.starts_with("pmd thread "));
+    let found = thread.find_map(|line| line.strip_prefix("avg processing cycles per packet:"))?;
+    found.split_whitespace().next()?.parse().ok()
 }
 
 impl Running for Up<'_> {
@@ -209,6 +229,16 @@ impl Running for Up<'_> {
 
     fn pid(&self) -> Option<u32> {
         Some(self.daemon.pid())
+    }
+
+    fn count_cycles(&self) -> anyhow::Result<()> {
+        self.ask("dpif-netdev/pmd-stats-clear").map(drop)
+    }
+
+    fn cycles(&self) -> anyhow::Result<Option<f64>> {
+        let text = self.ask("dpif-netdev/pmd-stats-show")?;
+        let cycles = per_packet(&text).with_context(|| format!("no cycles in: {text}"))?;
+        Ok(Some(cycles))
     }
 
     fn transcript(&self) -> String {
@@ -222,5 +252,21 @@ impl Drop for Up<'_> {
     fn drop(&mut self) {
         let _ = self.daemon.signal(Signal::Term);
         let _ = self.daemon.wait(PATIENCE);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cycles_are_those_of_the_poll_thread() {
+        let text = "pmd thread numa_id 0 core_id 1:\n  packets received: 100\n  \
+                    packet recirculations: 100\n  avg cycles per packet: 2500.00 (250000/100)\n  \
+                    avg processing cycles per packet: 1200.50 (120050/100)\nmain thread:\n  \
+                    packets received: 0\n";
+        assert_eq!(per_packet(text), Some(1200.5));
+        let (_, main) = text.split_once("main").unwrap();
+        assert_eq!((per_packet(main), per_packet("")), (None, None));
     }
 }

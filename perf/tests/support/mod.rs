@@ -40,6 +40,38 @@ pub(crate) fn results(out: &Path) -> Value {
     serde_json::from_str(&fs::read_to_string(out.join("results.json")).unwrap()).unwrap()
 }
 
+/// What a run could not measure, apart from CPU time that short runs can't tell.
+pub(crate) fn gaps(results: &Value) -> Vec<&str> {
+    let gaps = results["gaps"].as_array().unwrap().iter();
+    let reasons = gaps.map(|gap| gap["reason"].as_str().unwrap());
+    reasons.filter(|reason| !reason.contains("CPU time")).collect()
+}
+
+/// The daemon's program: the one that the environment variable `TIELINE` names,
+/// else it is built with the profile that this code was built with.
+pub(crate) fn tieline() -> PathBuf {
+    if let Some(path) = std::env::var_os("TIELINE") {
+        return path.into();
+    }
+    let directory = Path::new(PROGRAM).parent().unwrap();
+    let profile = directory.file_name().and_then(|name| name.to_str()).unwrap();
+    let profile = if profile == "debug" { "dev" } else { profile };
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut build = Command::new(cargo);
+    build.args(["build", "--quiet", "--offline", "-p", "tieline", "--bin", "tieline"]);
+    build.args(["--profile", profile]).current_dir(env!("CARGO_MANIFEST_DIR"));
+    // What cargo tells a test of its package would make crates whose build scripts
+    // look at it be built anew, here and next time.
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(|name| name.starts_with("CARGO_PKG_")) {
+            build.env_remove(name);
+        }
+    }
+    build.env_remove("CARGO_MANIFEST_DIR");
+    assert!(build.status().unwrap().success(), "the daemon is built");
+    directory.join("tieline")
+}
+
 /// Runs take turns: each changes priorities for a while.
 pub(crate) fn turn() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());

@@ -22,6 +22,8 @@ const DUPLICATE: i16 = 48;
 const CORRUPT: i16 = 56;
 const LONGEST: i16 = 64;
 const SUM: i16 = 72;
+const LAST: i16 = 80;
+const GAP: i16 = 88;
 /// Where the numbers of the last packets stand, to know a packet again.
 const RECENT: u32 = 128;
 /// How many of them there are.
@@ -59,6 +61,8 @@ pub struct Seen {
     pub foreign: u64,
     /// Longest latency in nanoseconds.
     pub longest_ns: u64,
+    /// Longest time from a packet's arrival to the next one's, in nanoseconds.
+    pub longest_gap_ns: u64,
     /// Sum of all latencies in nanoseconds.
     pub sum_ns: u64,
     /// How many packets took how long: the shortest time of a bucket in
@@ -132,6 +136,7 @@ impl Check {
             corrupt: number(CORRUPT),
             foreign: number(FOREIGN),
             longest_ns: number(LONGEST),
+            longest_gap_ns: number(GAP),
             sum_ns: number(SUM),
             latencies: latencies.collect(),
         }
@@ -238,10 +243,20 @@ fn increment(program: &mut Assembler, counter: i16) {
 
 /// Adds the packet's latency to the figures.
 fn latency(program: &mut Assembler, stamp: usize) {
-    let labels: [_; 3] = std::array::from_fn(|_| program.label());
-    let [positive, not_longest, small] = labels;
+    let labels: [_; 4] = std::array::from_fn(|_| program.label());
+    let [positive, not_longest, small, no_gap] = labels;
     program.load(Size::Double, R9, R6, stamp as i16 + 8);
     program.call(Helper::MonotonicTime);
+    // Since the last packet, if there was one.
+    program.load(Size::Double, R2, R8, LAST);
+    program.store(Size::Double, R8, LAST, R0);
+    program.jump_if(Condition::Equal, R2, 0, no_gap);
+    program.set(R3, R0);
+    program.compute(Operation::Subtract, R3, R2);
+    program.load(Size::Double, R2, R8, GAP);
+    program.jump_if(Condition::GreaterOrEqual, R2, R3, no_gap);
+    program.store(Size::Double, R8, GAP, R3);
+    program.place(no_gap);
     program.jump_if(Condition::Greater, R0, R9, positive);
     program.set(R0, R9);
     program.place(positive);
