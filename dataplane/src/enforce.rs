@@ -116,6 +116,7 @@ fn enforce_any(
         Err(NotFound::Busy) => Err(DropReason::FlowBusy),
         _ => {
             tally.flow_misses += 1;
+            cx.flows.expect(tuple);
             unknown(cx, packet, frame, tuple, origin)
         }
     }

@@ -204,6 +204,17 @@ impl FlowTable {
         }
     }
 
+    /// Asks the CPU to load what [`insert`](Self::insert) will write of a flow besides
+    /// its line.
+    #[inline]
+    pub fn expect(&self, tuple: &FlowTuple) {
+        let home = self.home(tuple.hash);
+        crate::hint::prefetch(&self.rules[home]);
+        if let Some(totals) = self.totals.get(home) {
+            crate::hint::prefetch(totals);
+        }
+    }
+
     /// Counts a packet of so many bytes, at most 65,575, of a flow that was found.
     #[inline(always)]
     pub fn count(&self, found: &Glimpse, from_low: bool, bytes: u32) {
