@@ -42,22 +42,20 @@ pub(crate) fn transfers(
         let output = from.output("iperf3", client, PATIENCE)?;
         received(&output.stdout)
     };
-    // The server takes a moment to listen.
-    let started = Instant::now();
-    let first = loop {
-        match client() {
-            Ok(rate) => break rate,
-            Err(error) if started.elapsed() > Duration::from_secs(5) => {
-                return Err(error.context(server.transcript()));
+    // The server takes a moment to listen, and another to be done with a test.
+    let patient = || {
+        let started = Instant::now();
+        loop {
+            match client() {
+                Err(error) if started.elapsed() > Duration::from_secs(5) => {
+                    return Err(error.context(server.transcript()));
+                }
+                Err(_) => std::thread::sleep(Duration::from_millis(50)),
+                rate => return rate,
             }
-            Err(_) => std::thread::sleep(Duration::from_millis(50)),
         }
     };
-    let mut rates = vec![first];
-    for _ in 1..runs {
-        rates.push(client()?);
-    }
-    Ok(rates)
+    (0..runs).map(|_| patient()).collect()
 }
 
 fn received(output: &[u8]) -> anyhow::Result<f64> {

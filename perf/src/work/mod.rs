@@ -305,8 +305,10 @@ fn tcp(
     let mut found = only(at, Measure::TRANSFER, rates);
     found.row(at, Measure::REQUESTS, requests);
     if iperf::is_installed() {
-        let rates = iperf::transfers(from, &bed.sink, to.ip(), effort.transfers())?;
-        found.row(at, Measure::IPERF, rates);
+        match iperf::transfers(from, &bed.sink, to.ip(), effort.transfers()) {
+            Ok(rates) => found.row(at, Measure::IPERF, rates),
+            Err(error) => found.gap(at, format!("iperf3: {error:#}")),
+        }
     }
     Ok(found)
 }
