@@ -78,9 +78,9 @@ macro_rules! counters {
 }
 
 counters! {
-    decapsulated_packets "packets taken out of VXLAN and delivered";
+    decapsulated_packets "packets taken out of VXLAN, also those that then found no room to be sent (transmit_full)";
     decapsulated_bytes "bytes of those, inner Ethernet header included";
-    encapsulated_packets "packets put into VXLAN and sent";
+    encapsulated_packets "packets put into VXLAN, also those that then found no room to be sent (transmit_full)";
     encapsulated_bytes "bytes of those, before encapsulation";
     flow_hits "packets of a known flow";
     flow_misses "packets that were judged by policy";

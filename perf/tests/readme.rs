@@ -152,6 +152,9 @@ fn figures_of_the_packet_path_are_the_kept_ones() {
     let readme = fs::read_to_string(root().join("README.md")).unwrap();
     let first = rows.iter().find(|row| row["case"] == "first-packet").unwrap();
     for quoted in [
+        format!("floors in it were {} clocks", of("floor", "clocks", 0)),
+        format!("policies once a second | {} of quiet", of("churn", "base_multiple", 2)),
+        format!("encapsulation | {} of without", of("encap-counted", "base_multiple", 2)),
         format!("encapsulation | {} clocks a packet", of("encap", "clocks", 0)),
         format!("decapsulation | {} clocks", of("decap", "clocks", 0)),
         format!("encapsulation {}", of("encap", "floor_multiple", 1)),
