@@ -107,7 +107,7 @@ fn workers_are_where_they_may_be(report: &Value, all: &str) {
 
 /// The oldest kernel has no pages set aside, but makes some.
 fn settings(series: &str) -> &'static str {
-    if series == "6.1" { "isolcpus=1" } else { "isolcpus=1 hugepages=10" }
+    if series == "6.1" { "isolcpus=1" } else { "isolcpus=1 hugepages=24" }
 }
 
 /// Frames and flow table are on 2 MiB pages, of those set aside if there are any.
