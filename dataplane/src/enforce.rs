@@ -65,11 +65,11 @@ pub(crate) fn enforce<'f>(
     if work.ordinary
         && let Some(found) = cx.flows.glance(&work.tuple, origin == Origin::Gateway, cx.now)
         && (found.generation() == cx.tables.generation as u32 || holds(cx, &work.tuple, &found))
-        && is_sender(cx, origin, found.vtep)
+        && is_sender(cx, origin, found.vtep())
     {
         tally.flow_hits += 1;
         cx.flows.count(&found, work.tuple.from_low, work.total_len);
-        return Ok(found.vtep);
+        return Ok(found.vtep());
     }
     enforce_any(cx, &work.tuple, frame(), origin, tally)
 }
@@ -91,7 +91,7 @@ fn holds(cx: &Context<'_>, tuple: &FlowTuple, found: &Glimpse) -> bool {
     if !cx.tables.is_newer_than(found.generation()) {
         return true;
     }
-    let holds = !cx.tables.concerns(found.generation(), tuple.key.ends());
+    let holds = !cx.tables.concerns(found.generation(), &found.concern(&tuple.key));
     if holds {
         cx.flows.confirm(found, cx.tables.generation as u32);
     }

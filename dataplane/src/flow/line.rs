@@ -17,7 +17,7 @@ use super::counts::Recent;
 use super::{FlowKey, Tick};
 use crate::addr::Addr;
 use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
-use crate::tables::{RuleId, VtepId};
+use crate::tables::{Concern, RuleId, VtepId};
 use crate::wire::protocol;
 
 /// Times that a reader looks again at a line that is being written.
@@ -72,6 +72,19 @@ pub(super) const fn closing(bits: u32) -> bool {
     bits & RESET != 0 || bits & BOTH == BOTH
 }
 
+/// The VTEP in a line's state.
+pub(super) const fn vtep(state: u32) -> VtepId {
+    VtepId(state >> FLAGS)
+}
+
+/// Which end of the flow of that name is on this node by a line's state, and
+/// whether it began.
+pub(super) const fn concern(state: u32, key: &FlowKey) -> Concern {
+    let low_is_local = state & LOW_IS_LOCAL != 0;
+    let (local, remote) = if low_is_local { (key.low, key.high) } else { (key.high, key.low) };
+    Concern { local, remote, egress: (state & FROM_LOW != 0) == low_is_local }
+}
+
 impl FlowState {
     /// Whether the connection is over.
     pub const fn closing(&self) -> bool {
@@ -103,7 +116,7 @@ impl FlowState {
             fin_initiator: bits & FIN_INITIATOR != 0,
             fin_responder: bits & FIN_RESPONDER != 0,
             reset: bits & RESET != 0,
-            vtep: VtepId(bits >> FLAGS),
+            vtep: vtep(bits),
             rule,
             generation,
         }
@@ -351,10 +364,6 @@ impl Words {
         } else {
             self.state & REPLIED == 0
         }
-    }
-
-    pub(super) fn vtep(&self) -> VtepId {
-        VtepId(self.state >> FLAGS)
     }
 
     pub(super) fn protocol(&self) -> u8 {

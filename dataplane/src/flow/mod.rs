@@ -21,7 +21,7 @@
 
 use crate::hint::Slab;
 use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
-use crate::tables::{RuleId, VtepId};
+use crate::tables::{Concern, RuleId, VtepId};
 use crate::wire::{protocol, tcp};
 
 mod counts;
@@ -86,22 +86,38 @@ impl Found {
 
     /// The part of it that a packet needs.
     pub fn glimpse(&self) -> Glimpse {
-        let Words { sequence, seen, .. } = self.words;
-        Glimpse { vtep: self.words.vtep(), line: self.line, sequence, seen }
+        Glimpse::new(self.line, &self.words)
     }
 }
 
 /// What a packet needs to know of its flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Glimpse {
-    /// The VTEP of the remote end.
-    pub vtep: VtepId,
     line: usize,
     sequence: u32,
+    state: u32,
     seen: u64,
 }
 
 impl Glimpse {
+    #[inline(always)]
+    fn new(line: usize, words: &Words) -> Self {
+        let Words { sequence, state, seen, .. } = *words;
+        Self { line, sequence, state, seen }
+    }
+
+    /// The VTEP of the remote end.
+    #[inline(always)]
+    pub const fn vtep(&self) -> VtepId {
+        line::vtep(self.state)
+    }
+
+    /// What a change of the tables has to be about to concern the flow, which is
+    /// that of `key`.
+    pub const fn concern(&self, key: &FlowKey) -> Concern {
+        line::concern(self.state, key)
+    }
+
     /// Low 32 bits of the generation of the tables that the flow was judged by.
     #[inline]
     pub const fn generation(&self) -> u32 {
@@ -238,8 +254,7 @@ impl FlowTable {
                 let good = !words.learns(tuple.from_low)
                     && (idle <= FRESH
                         || self.renew(line, (words.state, words.seen), words.protocol(), now));
-                let (vtep, Words { sequence, seen, .. }) = (words.vtep(), words);
-                return good.then_some(Glimpse { vtep, line: home + at, sequence, seen });
+                return good.then_some(Glimpse::new(home + at, &words));
             }
             if words.vacant() {
                 break;

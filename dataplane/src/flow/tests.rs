@@ -161,7 +161,7 @@ mod plain {
                 let known = glimpse.is_some();
                 if let Some(glimpse) = glimpse {
                     assert_eq!(found, Some(kept));
-                    assert_eq!((glimpse.vtep, glimpse.generation()), (VtepId(7), 7));
+                    assert_eq!((glimpse.vtep(), glimpse.generation()), (VtepId(7), 7));
                 }
                 if known {
                     assert!(may_pass);

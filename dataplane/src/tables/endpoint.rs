@@ -60,25 +60,20 @@ impl Endpoints {
         })
     }
 
-    /// The number of the part of the table that `addr` is in.
-    #[inline]
-    pub(super) fn part(&self, addr: Addr) -> usize {
-        self.exact.shard(addr.bits())
+    /// The addresses of which something else is known than in `previous`, each
+    /// once.
+    pub(super) fn changed<'a>(&'a self, previous: &'a Self) -> impl Iterator<Item = Addr> + 'a {
+        self.exact.changed(&previous.exact).map(Addr::from_bits)
     }
 
-    /// The parts that differ from those of `previous`.
-    pub(super) fn changed_parts(&self, previous: &Self) -> impl Iterator<Item = usize> {
-        self.exact.not_shared_with(&previous.exact)
-    }
-
-    /// Whether no prefix has changed since this table was cloned from `other`.
-    pub(super) fn shares_prefixes_with(&self, other: &Self) -> bool {
-        self.prefixes.shares_all_with(&other.prefixes)
+    /// The prefixes with another class than in `previous`, each once.
+    pub(super) fn changed_prefixes(&self, previous: &Self) -> Vec<Prefix> {
+        self.prefixes.changed(&previous.prefixes)
     }
 
     /// Whether nothing has changed since this table was cloned from `other`.
     pub fn is_same(&self, other: &Self) -> bool {
-        self.shares_prefixes_with(other) && self.changed_parts(other).next().is_none()
+        self.exact.shares_all_with(&other.exact) && self.prefixes.shares_all_with(&other.prefixes)
     }
 
     /// Sets what is known of an address.

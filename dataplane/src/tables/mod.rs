@@ -19,9 +19,10 @@ pub mod policy;
 pub mod prefix;
 mod ranges;
 pub mod shard;
+mod stamps;
 pub mod vtep;
 
-pub use changes::Changes;
+pub use changes::{Changes, Concern};
 pub use endpoint::{ClassId, Endpoint, Endpoints};
 pub use policy::{Clause, EndpointPolicy, L4, Outcome, Policies, PolicyId, Program, RuleId};
 pub use prefix::PrefixMap;

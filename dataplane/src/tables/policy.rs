@@ -265,12 +265,22 @@ impl Policies {
         Arc::ptr_eq(&self.by_id, &other.by_id)
     }
 
-    /// Whether every policy of `previous` still decides the same.
-    pub(super) fn keep(&self, previous: &Self) -> bool {
-        Arc::ptr_eq(&self.line, &previous.line)
-            || previous.iter().all(|(id, old)| {
-                self.get(id).is_some_and(|new| Arc::ptr_eq(new, old) || new == old)
-            })
+    /// The policies of `previous` that decide otherwise now, in order: whether for
+    /// ingress, and whether for egress.
+    pub(super) fn changed<'a>(
+        &'a self,
+        previous: &'a Self,
+    ) -> impl Iterator<Item = (PolicyId, [bool; 2])> + 'a {
+        let extended = Arc::ptr_eq(&self.line, &previous.line);
+        let previous = previous.iter().filter(move |_| !extended);
+        previous.filter_map(|(id, old)| {
+            let differs = |direction: fn(&EndpointPolicy) -> &Direction| match self.get(id) {
+                Some(new) => !Arc::ptr_eq(new, old) && direction(new) != direction(old),
+                None => true,
+            };
+            let directions = [differs(|policy| &policy.ingress), differs(|policy| &policy.egress)];
+            directions.contains(&true).then_some((id, directions))
+        })
     }
 
     /// All numbers and policies.

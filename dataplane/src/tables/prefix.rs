@@ -41,8 +41,7 @@ impl<V: Clone> PrefixMap<V> {
 
     /// The value of exactly this prefix.
     pub fn get_exact(&self, prefix: &Prefix) -> Option<&V> {
-        let (_, map) = self.lengths.iter().find(|(len, _)| *len == prefix.len128())?;
-        map.get(prefix.addr().bits())
+        self.of_length(prefix.len128())?.get(prefix.addr().bits())
     }
 
     /// Sets the value of a prefix and returns the one it had.
@@ -72,8 +71,31 @@ impl<V: Clone> PrefixMap<V> {
     pub(super) fn shares_all_with(&self, other: &Self) -> bool {
         self.lengths.len() == other.lengths.len()
             && self.lengths.iter().zip(&other.lengths).all(|((len, map), (other_len, other))| {
-                len == other_len && map.not_shared_with(other).next().is_none()
+                len == other_len && map.shares_all_with(other)
             })
+    }
+
+    /// The prefixes with other values than in `previous`, each once.
+    pub(super) fn changed(&self, previous: &Self) -> Vec<Prefix>
+    where
+        V: PartialEq,
+    {
+        let lengths = |map: &Self| map.lengths.iter().map(|(len, _)| *len).collect::<Vec<_>>();
+        let mut all = [lengths(self), lengths(previous)].concat();
+        all.sort_unstable();
+        all.dedup();
+        let none = ShardMap::default();
+        let mut changed = Vec::new();
+        for len in all {
+            let map = self.of_length(len).unwrap_or(&none);
+            let keys = map.changed(previous.of_length(len).unwrap_or(&none));
+            changed.extend(keys.map(|bits| Prefix::from_bits(bits, len)));
+        }
+        changed
+    }
+
+    fn of_length(&self, len: u8) -> Option<&ShardMap<V>> {
+        self.lengths.iter().find(|(other, _)| *other == len).map(|(_, map)| map)
     }
 
     /// Number of prefixes.

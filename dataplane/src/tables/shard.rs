@@ -9,7 +9,7 @@ use std::sync::Arc;
 use ahash::RandomState;
 
 /// Pieces of each map.
-pub(super) const SHARDS: usize = 1024;
+const SHARDS: usize = 1024;
 
 type Shard<V> = HashMap<u128, V, RandomState>;
 
@@ -32,7 +32,7 @@ impl<V: Clone> Default for ShardMap<V> {
 impl<V: Clone> ShardMap<V> {
     /// The number of the shard that `key` is in.
     #[inline]
-    pub(super) fn shard(&self, key: u128) -> usize {
+    fn shard(&self, key: u128) -> usize {
         // The low bits choose the bucket within the shard: use others here.
         (self.hasher.hash_one(key) >> 40) as usize % SHARDS
     }
@@ -61,8 +61,28 @@ impl<V: Clone> ShardMap<V> {
         Arc::make_mut(&mut Arc::make_mut(&mut self.shards)[shard]).remove(&key)
     }
 
+    /// Whether nothing has changed since this map was cloned from `other`.
+    pub(super) fn shares_all_with(&self, other: &Self) -> bool {
+        self.not_shared_with(other).next().is_none()
+    }
+
+    /// The keys with other values than in `previous`, each once, in no order. Looks
+    /// only at what the two don't share.
+    pub(super) fn changed<'a>(&'a self, previous: &'a Self) -> impl Iterator<Item = u128> + 'a
+    where
+        V: PartialEq,
+    {
+        self.not_shared_with(previous).flat_map(|shard| {
+            let here = self.shards[shard].iter();
+            let other = here.filter(|(key, value)| previous.get(**key) != Some(*value));
+            let before = previous.shards[shard].keys();
+            let gone = before.filter(|key| self.get(**key).is_none());
+            other.map(|(key, _)| *key).chain(gone.copied())
+        })
+    }
+
     /// The numbers of the shards that this map does not share with `other`.
-    pub(super) fn not_shared_with(&self, other: &Self) -> impl Iterator<Item = usize> {
+    fn not_shared_with(&self, other: &Self) -> impl Iterator<Item = usize> {
         let shards = if Arc::ptr_eq(&self.shards, &other.shards) { 0 } else { SHARDS };
         (0..shards).filter(|at| !Arc::ptr_eq(&self.shards[*at], &other.shards[*at]))
     }
@@ -100,6 +120,31 @@ mod tests {
         assert_eq!((old.get(7), old.get(8), old.len()), (Some(&7), Some(&8), 5000));
         assert_eq!((map.get(7), map.get(8), map.len()), (Some(&70), None, 4999));
         assert_eq!(map.iter().count(), 4999);
+    }
+
+    #[test]
+    fn changed_keys_are_told_once() {
+        let mut old = ShardMap::default();
+        for key in 0..5000u128 {
+            old.insert(key, key);
+        }
+        let mut map = old.clone();
+        assert!(map.shares_all_with(&old) && map.changed(&old).next().is_none());
+        map.insert(7, 70);
+        map.remove(8);
+        map.insert(9, 9);
+        map.insert(5000, 1);
+        assert!(!map.shares_all_with(&old));
+        let sorted = |mut keys: Vec<u128>| {
+            keys.sort_unstable();
+            keys
+        };
+        assert_eq!(sorted(map.changed(&old).collect()), [7, 8, 5000]);
+        // Also between maps that were made apart.
+        let mut apart = ShardMap::default();
+        (0..4999u128).for_each(|key| drop(apart.insert(key, key)));
+        assert_eq!(sorted(apart.changed(&old).collect()), [4999]);
+        assert_eq!(sorted(old.changed(&apart).collect()), [4999]);
     }
 
     #[test]
