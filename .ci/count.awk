@@ -1,5 +1,6 @@
 # Reads what `cargo test -- --show-output` printed, names the tests that were
-# skipped, and ends with "N passed, N failed, N skipped".
+# skipped, repeats the last lines of those that failed, and ends with "N passed,
+# N failed, N skipped".
 #
 # A test that says "SKIPPED:" counts as passed for cargo, and as skipped here.
 # A test binary that ended without its result line (killed, aborted) fails with
@@ -23,6 +24,9 @@ function close_binary() {
 /^test .* \.\.\. ok$/ { ok++ }
 /^test .* \.\.\. ignored/ { ignored++ }
 /^test .* \.\.\. FAILED$/ { fell[binary, $2] = 1 }
+section != "" && (binary, section) in fell && !/^$|^failures:$|^test result: / {
+  said[binary, section, ++lines[binary, section]] = $0
+}
 /^test result: / {
   # test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; ...
   for (i = 2; i <= NF; i++) {
@@ -45,6 +49,13 @@ function close_binary() {
 
 END {
   close_binary()
+  for (test in fell) {
+    split(test, parts, SUBSEP)
+    print "failed: " parts[2]
+    for (at = lines[test] > 60 ? lines[test] - 59 : 1; at <= lines[test]; at++) {
+      print "  " substr(said[test, at], 1, 400)
+    }
+  }
   if (status && !failed) failed = 1
   printf "%d passed, %d failed, %d skipped\n", passed, failed, skipped
 }

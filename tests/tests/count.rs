@@ -42,7 +42,7 @@ test src/lib.rs - a (line 3) ... FAILED
 
 test result: FAILED. 0 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1s
 ";
-    assert_eq!(count(log, 101), "2 passed, 1 failed, 1 skipped\n");
+    assert_eq!(count(log, 101), "failed: src/lib.rs\n2 passed, 1 failed, 1 skipped\n");
 }
 
 #[test]
@@ -82,7 +82,11 @@ test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
     );
     let counted = count(&log, 101);
     let (named, last) = counted.trim_end().rsplit_once('\n').unwrap();
-    assert_eq!(named, format!("skipped: b: {MARKER} not root\nskipped: b: {MARKER} another b"));
+    let expected = format!(
+        "skipped: b: {MARKER} not root\nskipped: b: {MARKER} another b\n\
+         failed: c\n  {MARKER} half of it"
+    );
+    assert_eq!(named, expected);
     assert_eq!(last, "1 passed, 1 failed, 2 skipped");
 }
 
