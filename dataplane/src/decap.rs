@@ -29,6 +29,7 @@ pub fn decap<M: Memory>(cx: &Context<'_>, memory: &mut M, batch: &mut Batch, tal
     let expected = Expected::of(&cx.tables.overlay);
     batch.for_each_stride(memory, |memory, stride| {
         read(cx, &expected, memory, stride);
+        stride.seek(cx);
         finish(cx, memory, stride, tally);
     });
 }

@@ -22,6 +22,7 @@ use crate::wire::{ecn, ethernet};
 pub fn encap<M: Memory>(cx: &Context<'_>, memory: &mut M, batch: &mut Batch, tally: &mut Tally) {
     batch.for_each_stride(memory, |memory, stride| {
         read(cx, memory, stride);
+        stride.seek(cx);
         finish(cx, memory, stride, tally);
     });
 }

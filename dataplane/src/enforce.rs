@@ -63,7 +63,8 @@ pub(crate) fn enforce<'f>(
     tally: &mut Tally,
 ) -> Result<VtepId, DropReason> {
     if work.ordinary
-        && let Some(found) = cx.flows.glance(&work.tuple, origin == Origin::Gateway, cx.now)
+        && let Some(found) =
+            cx.flows.glance(work.line, &work.tuple, origin == Origin::Gateway, cx.now)
         && (found.generation() == cx.tables.generation as u32 || holds(cx, &work.tuple, &found))
         && is_sender(cx, origin, found.vtep())
     {

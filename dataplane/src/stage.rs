@@ -20,6 +20,8 @@ pub(crate) const STRIDE: usize = 32;
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Work {
     pub(crate) tuple: FlowTuple,
+    /// The line of the flow table where it most likely stands.
+    pub(crate) line: usize,
     /// Decapsulation: outer source address.
     pub(crate) sender: Addr,
     /// Bytes from the IP header to the packet's end.
@@ -101,6 +103,14 @@ impl Batch {
 }
 
 impl Stride<'_> {
+    /// Asks for the lines of the flows that [`read_inner`] has named.
+    #[inline(always)]
+    pub(crate) fn seek(&mut self, cx: &Context<'_>) {
+        for work in self.work.iter_mut().take(self.frames.len()) {
+            work.line = cx.flows.prefetch(&work.tuple);
+        }
+    }
+
     /// Each frame with its verdict and the notes on it.
     #[inline]
     pub(crate) fn iter(&mut self) -> impl Iterator<Item = (&mut Frame, &mut Verdict, &mut Work)> {
@@ -128,7 +138,7 @@ pub(crate) fn read_inner(
     if noted.is_none() {
         read_any(cx, frame, work)?;
     }
-    cx.flows.prefetch(&work.tuple);
+    cx.flows.prepare(&work.tuple);
     Ok(())
 }
 

@@ -6,9 +6,9 @@
 //! pointers; a lookup reads that line and never locks. What packets seldom need,
 //! which rule has decided and the totals of what was counted, stands beside it.
 //!
-//! A flow may stand in any of the [`WINDOW`] lines that follow from its hash.
-//! In a half-full table nine in ten stand in the first two of them, which are
-//! fetched ahead. When all of them hold live flows, the one that was idle longest
+//! A flow may stand in any of the [`WINDOW`] lines that follow from its hash. A
+//! byte per line tells in which one it most likely does ([`tags`]): that one alone
+//! is fetched ahead. When all of them hold live flows, the one that was idle longest
 //! among those that are not established gives way; if all are, the new flow is
 //! refused and its packet dropped (`flow_table_full`). A flow is established by
 //! an answer, one of TCP by a packet other than a SYN after the answer. So a
@@ -29,6 +29,7 @@ mod hash;
 mod key;
 mod line;
 mod sweep;
+mod tags;
 mod time;
 
 use counts::Totals;
@@ -40,6 +41,7 @@ use line::{
     ESTABLISHED, FIN_INITIATOR, FIN_RESPONDER, FRAGMENT, Line, REPLIED, RESET, Words, closing,
 };
 pub use sweep::SLICES;
+use tags::Tags;
 use time::FRESH;
 pub use time::{TICK_MS, Tick, Timeouts};
 
@@ -142,6 +144,7 @@ pub struct Seen {
 /// The table.
 pub struct FlowTable {
     lines: Slab<Line>,
+    tags: Tags,
     /// The rule that has decided about the flow of each line.
     rules: Slab<AtomicU32>,
     /// What has come from the high and from the low end of each line's flow; none
@@ -155,7 +158,7 @@ pub struct FlowTable {
 }
 
 impl FlowTable {
-    /// A table of `capacity` lines (rounded up to a power of two), 68 bytes
+    /// A table of `capacity` lines (rounded up to a power of two), 69 bytes
     /// each, whose hash is keyed at random. With half as many flows, one in
     /// several thousand finds no place.
     pub fn new(capacity: usize, timeouts: Timeouts) -> Self {
@@ -168,9 +171,10 @@ impl FlowTable {
         let capacity = capacity.max(1).next_power_of_two();
         // The windows of the last lines reach beyond the power of two.
         let lines = Slab::new(capacity + WINDOW - 1, Line::new);
+        let (tags, totals) = (Tags::new(lines.len()), Slab::default());
         let rules = Slab::new(lines.len(), || AtomicU32::new(0));
-        let (totals, sweeps) = (Slab::default(), AtomicU64::new(0));
-        Self { lines, rules, totals, mask: capacity - 1, hasher, timeouts, sweeps }
+        let (mask, sweeps) = (capacity - 1, AtomicU64::new(0));
+        Self { lines, tags, rules, totals, mask, hasher, timeouts, sweeps }
     }
 
     /// The same table, which also counts what goes through each flow: 32 bytes
@@ -188,7 +192,8 @@ impl FlowTable {
 
     /// Bytes that the table occupies.
     pub fn bytes(&self) -> usize {
-        size_of_val(&*self.lines) + size_of_val(&*self.rules) + size_of_val(&*self.totals)
+        let beside = self.tags.bytes() + size_of_val(&*self.rules) + size_of_val(&*self.totals);
+        size_of_val(&*self.lines) + beside
     }
 
     /// How many of these are on huge pages, as far as the kernel tells.
@@ -211,13 +216,25 @@ impl FlowTable {
         hash as usize & self.mask
     }
 
-    /// Asks the CPU to load the two lines where a flow most likely stands.
-    #[inline]
-    pub fn prefetch(&self, tuple: &FlowTuple) {
+    /// Asks the CPU to load what tells where a flow stands.
+    #[inline(always)]
+    pub fn prepare(&self, tuple: &FlowTuple) {
+        self.tags.prefetch(self.home(tuple.hash));
+    }
+
+    /// Asks the CPU to load the line where a flow most likely stands; its number.
+    /// If it is a new one, those where it will.
+    #[inline(always)]
+    pub fn prefetch(&self, tuple: &FlowTuple) -> usize {
         let home = self.home(tuple.hash);
-        for line in &self.lines[home..home + 2] {
+        let Some(line) = self.tags.seek(home, tuple.hash) else {
+            self.lines[home..home + 2].iter().for_each(crate::hint::prefetch);
+            return home;
+        };
+        if let Some(line) = self.lines.get(line) {
             crate::hint::prefetch(line);
         }
+        line
     }
 
     /// Asks the CPU to load what [`insert`](Self::insert) will write of a flow besides
@@ -240,27 +257,25 @@ impl FlowTable {
         }
     }
 
-    /// The flow with this name, if a packet of it may pass in this direction by
-    /// what was decided, and tells nothing new of it. The packet must be whole,
-    /// neither ICMP nor TCP with SYN, FIN or RST. `None` says nothing:
-    /// [`find`](Self::find) does.
+    /// The flow with this name, if it stands in the line that [`prefetch`](Self::prefetch)
+    /// said, a packet of it may pass in this direction by what was decided, and
+    /// tells nothing new of it. The packet must be whole, neither ICMP nor TCP with
+    /// SYN, FIN or RST. `None` says nothing: [`find`](Self::find) does.
     #[inline(always)]
-    pub fn glance(&self, tuple: &FlowTuple, outward: bool, now: Tick) -> Option<Glimpse> {
-        let home = self.home(tuple.hash);
-        for (at, line) in self.lines.get(home..home + WINDOW)?.iter().enumerate() {
-            let words = line.read()?;
-            if words.lets_pass(&tuple.key, tuple.from_low, outward) {
-                let idle = now.since(words.last_seen());
-                let good = !words.learns(tuple.from_low)
-                    && (idle <= FRESH
-                        || self.renew(line, (words.state, words.seen), words.protocol(), now));
-                return good.then_some(Glimpse::new(home + at, &words));
-            }
-            if words.vacant() {
-                break;
-            }
-        }
-        None
+    pub fn glance(
+        &self,
+        line: usize,
+        tuple: &FlowTuple,
+        outward: bool,
+        now: Tick,
+    ) -> Option<Glimpse> {
+        let at = self.lines.get(line)?;
+        let words = at.read()?;
+        let idle = now.since(words.last_seen());
+        let good = words.lets_pass(&tuple.key, tuple.from_low, outward)
+            && !words.learns(tuple.from_low)
+            && (idle <= FRESH || self.renew(at, (words.state, words.seen), words.protocol(), now));
+        good.then(|| Glimpse::new(line, &words))
     }
 
     /// Notes that a flow is seen again, unless it has been idle for too long. By
@@ -395,6 +410,7 @@ impl FlowTable {
             if self.leads_to(at, tuple.hash) {
                 self.rules[at].store(state.rule.0, Ordering::Relaxed);
                 self.begin_counts(at, tuple.from_low, first);
+                self.tags.note(at, Some(tuple.hash));
                 line.unlock(&Words::new(&tuple.key, state, now, words.sequence));
                 return Ok(None);
             }

@@ -46,6 +46,7 @@ impl FlowTable {
         if needed {
             line.release(words.sequence);
         } else {
+            self.tags.note(at, None);
             line.unlock(&words.vacated());
         }
         !needed

@@ -64,7 +64,7 @@ mod plain {
             traffic.iter().flatten().copied().fold(NONE, |sum, more| sum + more),
             Traffic::packet(60)
         );
-        assert_eq!(table.bytes(), table.lines.len() * 100);
+        assert_eq!(table.bytes(), table.lines.len() * 100 + table.tags.bytes());
     }
 
     /// Totals take over what the line's words have no room for, packet by packet
@@ -156,7 +156,7 @@ mod plain {
             table.insert(&flow, &kept, NONE, NOW).unwrap();
             let found = table.find(&flow, now).map(|found| found.state()).ok();
             for outward in [true, false] {
-                let glimpse = table.glance(&flow, outward, now);
+                let glimpse = table.glance(table.prefetch(&flow), &flow, outward, now);
                 let may_pass = kept.allow && outward == (kept.low_is_local == flow.from_low);
                 let known = glimpse.is_some();
                 if let Some(glimpse) = glimpse {
@@ -177,9 +177,10 @@ mod plain {
         }
         assert!(seen > 40, "{seen}");
         let table = FlowTable::new(64, Timeouts::default());
-        assert_eq!(table.glance(&tuple(&table, 1, UDP), true, NOW), None);
+        let unknown = tuple(&table, 1, UDP);
+        assert_eq!(table.glance(table.prefetch(&unknown), &unknown, true, NOW), None);
         table.stall();
-        assert_eq!(table.glance(&tuple(&table, 1, UDP), true, NOW), None);
+        assert_eq!(table.glance(table.prefetch(&unknown), &unknown, true, NOW), None);
     }
 
     #[test]
