@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use serde_json::{Value, json};
 use tieline_dataplane::addr::{Addr, Prefix};
-use tieline_dataplane::tables::{L4, Snapshot};
+use tieline_dataplane::tables::{Concern, L4, Snapshot};
 
 use super::*;
 use crate::policy::api::{self, PolicyKind};
@@ -504,13 +504,18 @@ fn check(edits: &[Edit]) -> Result<(), TestCaseError> {
         // What is not judged again must not need to be.
         let snapshot = publish(&mut tables, &derived);
         if let Some((old, said)) = &before {
-            for (ends, outcome) in said {
-                let allows = |of: &[(bool, Decision)]| -> Vec<bool> {
-                    of.iter().map(|(allow, _)| *allow).collect()
-                };
-                let now = says.get(ends);
-                if !snapshot.concerns(old.generation as u32, *ends) {
-                    prop_assert_eq!(now.map(|it| allows(it)), Some(allows(outcome)), "{:?}", ends);
+            for ((local, remote), outcome) in said {
+                let now = says.get(&(*local, *remote));
+                // As `said` has them: for each packet what comes in, what goes out.
+                for (egress, from) in [(false, 0), (true, 1)] {
+                    let allows = |of: &[(bool, Decision)]| -> Vec<bool> {
+                        of.iter().skip(from).step_by(2).map(|(allow, _)| *allow).collect()
+                    };
+                    let flow = Concern { local: *local, remote: *remote, egress };
+                    if !snapshot.concerns(old.generation as u32, &flow) {
+                        let (now, then) = (now.map(|it| allows(it)), Some(allows(outcome)));
+                        prop_assert_eq!(now, then, "{:?}", flow);
+                    }
                 }
             }
         }
