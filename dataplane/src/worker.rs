@@ -233,7 +233,9 @@ impl<M: Memory, H: Heartbeat> Worker<M, H> {
                     Idle::Sleep => false,
                 };
                 if awake {
-                    std::hint::spin_loop();
+                    // What the kernel has put off on this CPU, often our own packets'
+                    // delivery, comes first: it would take milliseconds at a time.
+                    rustix::thread::sched_yield();
                 } else {
                     self.tally.sleeps += 1;
                     self.shared.counters.add(&mut self.tally);
