@@ -80,16 +80,17 @@ impl<V: Clone> PrefixMap<V> {
     where
         V: PartialEq,
     {
-        let lengths = |map: &Self| map.lengths.iter().map(|(len, _)| *len).collect::<Vec<_>>();
-        let mut all = [lengths(self), lengths(previous)].concat();
-        all.sort_unstable();
-        all.dedup();
-        let none = ShardMap::default();
         let mut changed = Vec::new();
-        for len in all {
-            let map = self.of_length(len).unwrap_or(&none);
-            let keys = map.changed(previous.of_length(len).unwrap_or(&none));
-            changed.extend(keys.map(|bits| Prefix::from_bits(bits, len)));
+        for (len, map) in &self.lengths {
+            let prefix = |bits| Prefix::from_bits(bits, *len);
+            match previous.of_length(*len) {
+                Some(previous) => changed.extend(map.changed(previous).map(prefix)),
+                None => changed.extend(map.iter().map(|(bits, _)| prefix(bits))),
+            }
+        }
+        for (len, map) in previous.lengths.iter().filter(|(len, _)| self.of_length(*len).is_none())
+        {
+            changed.extend(map.iter().map(|(bits, _)| Prefix::from_bits(bits, *len)));
         }
         changed
     }

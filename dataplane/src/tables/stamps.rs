@@ -5,8 +5,6 @@
 
 use std::sync::Arc;
 
-use ahash::RandomState;
-
 use crate::addr::{Addr, Prefix, mask};
 
 /// Places of each kind of thing.
@@ -27,10 +25,9 @@ pub(super) const fn after(a: u32, b: u32) -> bool {
     a.wrapping_sub(b) as i32 > 0
 }
 
-/// By number.
+/// By hash.
 #[derive(Clone, Debug)]
 struct Places {
-    hasher: RandomState,
     chunks: Arc<[Arc<[u32; CHUNK]>]>,
     /// The last change of any.
     last: u32,
@@ -40,18 +37,13 @@ impl Default for Places {
     fn default() -> Self {
         let chunk = Arc::new([0; CHUNK]);
         let chunks = std::iter::repeat_n(chunk, PLACES / CHUNK).collect();
-        Self { hasher: RandomState::new(), chunks, last: 0 }
+        Self { chunks, last: 0 }
     }
 }
 
 impl Places {
-    fn place(&self, key: u128) -> (usize, usize) {
-        let hash = self.hasher.hash_one(key) as usize;
-        (hash / CHUNK % (PLACES / CHUNK), hash % CHUNK)
-    }
-
     fn note(&mut self, key: u128, generation: u32) {
-        let (chunk, at) = self.place(key);
+        let (chunk, at) = place(key);
         Arc::make_mut(&mut Arc::make_mut(&mut self.chunks)[chunk])[at] = generation;
         self.last = generation;
     }
@@ -61,9 +53,17 @@ impl Places {
         if !after(self.last, since) {
             return false;
         }
-        let (chunk, at) = self.place(key);
+        let (chunk, at) = place(key);
         after(self.chunks[chunk][at], since)
     }
+}
+
+/// Of a cheap hash, as every flow needs it after each publication: who finds
+/// addresses of one place has flows judged again, and nothing else.
+fn place(key: u128) -> (usize, usize) {
+    let hash = ((key >> 64) as u64 ^ key as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let place = (hash >> 48) as usize % PLACES;
+    (place / CHUNK, place % CHUNK)
 }
 
 /// Changes at single addresses.
