@@ -167,7 +167,7 @@ fn only_flows_that_a_change_concerns_are_judged_again() {
         });
         a.outbound(&frame).unwrap();
     }
-    // One in 65,536 addresses and blocks shares its place among the changes with the flow's.
+    // One in 4,096 addresses and blocks shares its place among the changes with the flow's.
     let rejudged = a.worker.shared().counters.read().flow_rejudged;
     assert!(rejudged < 2, "judged again {rejudged} times");
     // The peer loses the labels that it was allowed by.
