@@ -139,19 +139,30 @@ fn figures_over_devices_are_the_kept_ones() {
     assert_eq!(found.trim(), wanted.trim());
 }
 
+/// Figures of one column of the rows that have this value in another.
+fn column(rows: &Value, which: (&str, &str), key: &str, digits: usize) -> String {
+    let (name, value) = which;
+    let rows = rows.as_array().unwrap().iter().filter(|row| row[name] == value);
+    let figures: Vec<String> =
+        rows.map(|row| format!("{:.digits$}", row[key].as_f64().unwrap())).collect();
+    assert!(!figures.is_empty(), "no row of {value}");
+    figures.join(" / ")
+}
+
+#[track_caller]
+fn assert_quoted(all: &[String]) {
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    for quoted in all {
+        assert!(readme.contains(quoted), "README.md has not: {quoted}");
+    }
+}
+
 #[test]
 fn figures_of_the_packet_path_are_the_kept_ones() {
     let rows = json("pipeline.json");
-    let rows = rows.as_array().unwrap();
-    let of = |case: &str, key: &str, digits: usize| {
-        let rows = rows.iter().filter(|row| row["case"] == case);
-        let figures: Vec<String> =
-            rows.map(|row| format!("{:.digits$}", row[key].as_f64().unwrap())).collect();
-        figures.join(" / ")
-    };
-    let readme = fs::read_to_string(root().join("README.md")).unwrap();
-    let first = rows.iter().find(|row| row["case"] == "first-packet").unwrap();
-    for quoted in [
+    let of = |case, key, digits| column(&rows, ("case", case), key, digits);
+    let small = json("pipeline-small-pages.json");
+    assert_quoted(&[
         format!("floors in it were {} clocks", of("floor", "clocks", 0)),
         format!("policies once a second | {} of quiet", of("churn", "base_multiple", 2)),
         format!("encapsulation | {} of without", of("encap-counted", "base_multiple", 2)),
@@ -160,11 +171,24 @@ fn figures_of_the_packet_path_are_the_kept_ones() {
         format!("encapsulation {}", of("encap", "floor_multiple", 1)),
         format!("decapsulation {}", of("decap", "floor_multiple", 1)),
         format!(
-            "{:.0} clocks: {:.1} M flows/s",
-            first["clocks"].as_f64().unwrap(),
-            first["mpps"].as_f64().unwrap()
+            "{} clocks: {} M flows/s",
+            of("first-packet", "clocks", 0),
+            of("first-packet", "mpps", 1)
         ),
-    ] {
-        assert!(readme.contains(&quoted), "README.md has not: {quoted}");
-    }
+        format!(
+            "pages of 4 KiB: encapsulation | {} clocks",
+            column(&small, ("case", "encap"), "clocks", 0)
+        ),
+    ]);
+}
+
+#[test]
+fn figures_of_growing_tables_are_the_kept_ones() {
+    let rows = json("scale.json");
+    let of = |table, key, digits| column(&rows, ("table", table), key, digits);
+    assert_quoted(&[
+        format!("one change published | {} ms", of("endpoints", "publish_ms", 3)),
+        format!("memory of an endpoint | {} B", of("endpoints", "bytes_per_entry", 0)),
+        format!("memory of a flow | {} B", of("flows", "bytes_per_entry", 0)),
+    ]);
 }
