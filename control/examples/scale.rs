@@ -462,7 +462,7 @@ fn check(old: &Snapshot, new: &Snapshot, changed: Addr) {
     let others = [[192, 0, 2, 1], [192, 0, 2, 2], [192, 0, 2, 3], [192, 0, 2, 4]];
     let concerned = others.iter().filter(|other| {
         let other = Addr::from_v4_bytes(**other);
-        let flow = Concern { local: other, remote: other, egress: true };
+        let flow = Concern { local: other, remote: other, egress: None };
         new.concerns(old.generation as u32, &flow)
     });
     assert!(concerned.count() < 2, "a change of {changed:?} concerns flows of others");

@@ -1,8 +1,9 @@
 //! From the underlay to this node: what happens to a VXLAN frame.
 //!
 //! ```text
-//! read     outer and inner headers -> flow name, its table line prefetched;
-//!          what almost all frames have alike is compared at one go
+//! read     outer and inner headers -> flow name; what almost all frames have
+//!          alike is compared at one go
+//! seek     where its line most likely is, prefetched
 //! enforce  known flow of this sender, or sender known and packet judged
 //! rewrite  outer headers pulled off, congestion mark carried over, MACs of
 //!          the gateway; the packet stays put

@@ -1,7 +1,8 @@
 //! From this node to the underlay: what happens to a frame from the gateway.
 //!
 //! ```text
-//! read     Ethernet and IP headers -> flow name, its table line prefetched
+//! read     Ethernet and IP headers -> flow name
+//! seek     where its line most likely is, prefetched
 //! enforce  known flow, or judged -> VTEP of the remote end
 //! rewrite  inner MACs, outer headers pushed in front; the packet stays put
 //! ```

@@ -351,7 +351,8 @@ fn unknown(
     Ok(vtep)
 }
 
-/// The rule that allowed the flow which an ICMP error quotes.
+/// The rule that allowed the flow which an ICMP error quotes, as far as is known
+/// without judging that again.
 fn about_known_flow(cx: &Context<'_>, packet: &Packet, frame: &[u8]) -> Option<RuleId> {
     let quoted = packet.quoted(frame.get(ethernet::HEADER_LEN..)?)?;
     // The error goes to the one who sent the quoted packet.
@@ -360,7 +361,8 @@ fn about_known_flow(cx: &Context<'_>, packet: &Packet, frame: &[u8]) -> Option<R
     }
     let tuple = FlowTuple::of(&quoted, cx.tables.overlay.vni, cx.flows.hasher());
     let found = cx.flows.find(&tuple, cx.now).ok()?;
-    found.state().allow.then_some(found.state().rule)
+    let allowed = found.state().allow && holds(cx, &tuple, &found.glimpse());
+    allowed.then_some(found.state().rule)
 }
 
 /// The later fragments of this packet pass with it.
@@ -380,6 +382,7 @@ fn remember_fragments(
         low_is_local: tuple.from_low == source_is_local,
         replied: false,
         established: false,
+        generation: cx.tables.generation as u32,
         ..state
     };
     // An earlier packet may have had the same identification.

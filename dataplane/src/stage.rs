@@ -119,8 +119,8 @@ impl Stride<'_> {
     }
 }
 
-/// Reads the IP packet in an inner frame, names its flow, and asks for the
-/// flow's line.
+/// Reads the IP packet in an inner frame, names its flow, and asks for what tells
+/// where that stands.
 ///
 /// Each family's notes are written where they were read: merged into one value
 /// first, an IPv4 packet would cost as much as one of IPv6.

@@ -42,9 +42,10 @@ use crate::verdict::{DropReason, Verdict};
 /// What a worker does when there is nothing to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Idle {
-    /// Look again at once, for ever: the lowest latency, a whole CPU.
+    /// Look again for ever, after who else has something to do on this CPU: the
+    /// lowest latency, a whole CPU.
     Busy,
-    /// Look again for a while, then sleep until a frame arrives.
+    /// The same for a while, then sleep until a frame arrives.
     Adaptive,
     /// Sleep until a frame arrives.
     Sleep,
@@ -234,7 +235,8 @@ impl<M: Memory, H: Heartbeat> Worker<M, H> {
                 };
                 if awake {
                     // What the kernel has put off on this CPU, often our own packets'
-                    // delivery, comes first: it would take milliseconds at a time.
+                    // delivery, is best done now: later, the kernel would take the
+                    // CPU from us for milliseconds.
                     rustix::thread::sched_yield();
                 } else {
                     self.tally.sleeps += 1;

@@ -199,6 +199,29 @@ fn fragments_follow_their_first_one() {
 }
 
 #[test]
+fn fragments_of_an_answer_end_with_the_flow_that_it_answers() {
+    let (mut a, mut b) = pair(false);
+    let everything = || Some(Arc::new(policy(&[allow_all()], &[allow_all()])));
+    for node in [&mut a, &mut b] {
+        node.publish(|tables| tables.policies = Policies::new([everything()]));
+    }
+    let (pod_a, pod_b) = (a.side.pod(false), b.side.pod(false));
+    b.inbound(&a.outbound(&udp(&pod_a, &pod_b, (1000, 2000), b"ask")).unwrap()).unwrap();
+    let answer = udp(&pod_b, &pod_a, (2000, 1000), &[7; 64]);
+    let first = b.outbound(&fragment(&answer, 0x2000, 34..66)).unwrap();
+    let later = b.outbound(&fragment(&answer, 32 / 8, 66..106)).unwrap();
+    a.inbound(&first).unwrap();
+    a.inbound(&later).unwrap();
+    // What has begun the flow may not any more; packets of the peer's own may.
+    a.publish(|tables| {
+        tables.policies = Policies::new([Some(Arc::new(policy(&[allow_all()], &[])))]);
+    });
+    assert_eq!(a.inbound(&later), Err(DropReason::FragmentUnmatched));
+    assert_eq!(a.inbound(&first), Err(DropReason::EgressDenied));
+    assert_eq!(a.inbound(&later), Err(DropReason::FragmentUnmatched));
+}
+
+#[test]
 fn fragments_of_an_authenticated_packet_follow_their_first_one() {
     let (mut a, b) = pair(false);
     let mut whole = udp(&a.side.pod(false), &b.side.pod(false), (1000, 2000), &[7; 64]);
@@ -234,6 +257,12 @@ fn an_icmp_error_passes_with_the_flow_that_it_quotes() {
     let on_wire = b.outbound(&about_this).unwrap();
     assert_eq!(a.inbound(&on_wire).unwrap()[14..], about_this[14..]);
     let on_wire = b.outbound(&about_other).unwrap();
+    assert_eq!(a.inbound(&on_wire), Err(DropReason::IngressDenied));
+    // Nor about one that may not go on, though none of its packets has come since.
+    a.publish(|tables| {
+        tables.policies = Policies::new([Some(Arc::new(policy(&[allow_tcp(80)], &[])))]);
+    });
+    let on_wire = b.outbound(&about_this).unwrap();
     assert_eq!(a.inbound(&on_wire), Err(DropReason::IngressDenied));
 }
 

@@ -511,7 +511,7 @@ fn check(edits: &[Edit]) -> Result<(), TestCaseError> {
                     let allows = |of: &[(bool, Decision)]| -> Vec<bool> {
                         of.iter().skip(from).step_by(2).map(|(allow, _)| *allow).collect()
                     };
-                    let flow = Concern { local: *local, remote: *remote, egress };
+                    let flow = Concern { local: *local, remote: *remote, egress: Some(egress) };
                     if !snapshot.concerns(old.generation as u32, &flow) {
                         let (now, then) = (now.map(|it| allows(it)), Some(allows(outcome)));
                         prop_assert_eq!(now, then, "{:?}", flow);

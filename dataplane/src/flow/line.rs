@@ -79,10 +79,12 @@ pub(super) const fn vtep(state: u32) -> VtepId {
 
 /// Which end of the flow of that name is on this node by a line's state, and
 /// whether it began.
-pub(super) const fn concern(state: u32, key: &FlowKey) -> Concern {
+pub(super) fn concern(state: u32, key: &FlowKey) -> Concern {
     let low_is_local = state & LOW_IS_LOCAL != 0;
     let (local, remote) = if low_is_local { (key.low, key.high) } else { (key.high, key.low) };
-    Concern { local, remote, egress: (state & FROM_LOW != 0) == low_is_local }
+    let from_low = state & FROM_LOW != 0;
+    let egress = (state & FRAGMENT == 0).then_some(from_low == low_is_local);
+    Concern { local, remote, egress }
 }
 
 impl FlowState {

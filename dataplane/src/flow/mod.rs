@@ -116,7 +116,7 @@ impl Glimpse {
 
     /// What a change of the tables has to be about to concern the flow, which is
     /// that of `key`.
-    pub const fn concern(&self, key: &FlowKey) -> Concern {
+    pub fn concern(&self, key: &FlowKey) -> Concern {
         line::concern(self.state, key)
     }
 
@@ -192,7 +192,8 @@ impl FlowTable {
 
     /// Bytes that the table occupies.
     pub fn bytes(&self) -> usize {
-        let beside = self.tags.bytes() + size_of_val(&*self.rules) + size_of_val(&*self.totals);
+        let beside =
+            size_of_val(self.tags.words()) + size_of_val(&*self.rules) + size_of_val(&*self.totals);
         size_of_val(&*self.lines) + beside
     }
 
@@ -203,7 +204,8 @@ impl FlowTable {
             let Range { start, end } = values.as_ptr_range();
             start.addr()..end.addr()
         }
-        let parts = [addresses(&self.lines), addresses(&self.rules), addresses(&self.totals)];
+        let (lines, tags) = (addresses(&self.lines), addresses(self.tags.words()));
+        let parts = [lines, tags, addresses(&self.rules), addresses(&self.totals)];
         crate::hint::huge_bytes(&parts)
     }
 

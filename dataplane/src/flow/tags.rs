@@ -25,13 +25,13 @@ const fn tag(hash: u64) -> u8 {
 impl Tags {
     /// Tags of so many vacant lines.
     pub(super) fn new(lines: usize) -> Self {
-        // Whoever looks reads the next word, too.
-        Self { words: Slab::new(lines / EACH + 2, || AtomicU64::new(0)) }
+        // Whoever looks for sixteen reads up to three words.
+        Self { words: Slab::new(lines / EACH + 3, || AtomicU64::new(0)) }
     }
 
-    /// Bytes of memory.
-    pub(super) fn bytes(&self) -> usize {
-        size_of_val(&*self.words)
+    /// The memory.
+    pub(super) fn words(&self) -> &[AtomicU64] {
+        &self.words
     }
 
     /// Asks the CPU to load what [`seek`](Self::seek) reads.
@@ -42,18 +42,24 @@ impl Tags {
         }
     }
 
-    /// The first line with this hash's tag among the eight from `home` on.
+    /// The first line with this hash's tag among the sixteen from `home` on.
     #[inline(always)]
     pub(super) fn seek(&self, home: usize, hash: u64) -> Option<usize> {
-        let [low, high] = self.words.get(home / EACH..home / EACH + 2)? else { return None };
+        // Beyond the first eight stand few, unless the table was full once.
+        self.seek_eight(home, hash).or_else(|| self.seek_eight(home + EACH, hash))
+    }
+
+    #[inline(always)]
+    fn seek_eight(&self, at: usize, hash: u64) -> Option<usize> {
+        let [low, high] = self.words.get(at / EACH..at / EACH + 2)? else { return None };
         let (low, high) = (low.load(Ordering::Relaxed), high.load(Ordering::Relaxed));
-        let bits = home % EACH * 8;
+        let bits = at % EACH * 8;
         // In two steps: a shift by a whole word is none.
         let tags = low >> bits | high << 1 << (63 - bits);
         let differs = tags ^ (u64::from(tag(hash)) * ONES);
         // The lowest byte that is zero; bytes above it may seem to be.
         let zeros = differs.wrapping_sub(ONES) & !differs & ONES << 7;
-        (zeros != 0).then(|| home + zeros.trailing_zeros() as usize / 8)
+        (zeros != 0).then(|| at + zeros.trailing_zeros() as usize / 8)
     }
 
     /// Notes the hash of the flow in a line, which the caller has locked; `None`
@@ -68,7 +74,7 @@ impl Tags {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 
@@ -76,8 +82,8 @@ mod tests {
     fn a_line_is_found_by_its_tag() {
         let hash = |tag: u64| tag << 56;
         for home in 0..40 {
-            for away in 0..EACH {
-                let tags = Tags::new(48);
+            for away in 0..2 * EACH {
+                let tags = Tags::new(56);
                 (home..home + away).for_each(|line| tags.note(line, Some(hash(1))));
                 tags.note(home + away, Some(hash(2)));
                 assert_eq!(tags.seek(home, hash(2)), Some(home + away));
@@ -92,7 +98,6 @@ mod tests {
     }
 
     #[test]
-    #[cfg(not(loom))]
     fn almost_all_flows_are_seen_at_a_glance() {
         use super::super::{
             FlowKey, FlowState, FlowTable, FlowTuple, SLICES, Tick, Timeouts, Traffic,
@@ -134,8 +139,8 @@ mod tests {
             assert!(known.len() > 32_600, "{}", known.len());
             let glance = |flow: &&FlowTuple| table.glance(table.prefetch(flow), flow, true, now);
             let seen = known.iter().filter(|flow| glance(flow).is_some()).count();
-            // Others with the same tag may stand before them, or seven lines.
-            assert!(seen >= known.len() * 99 / 100, "{seen} of {}", known.len());
+            // Others with the same tag may stand before them.
+            assert!(seen >= known.len() * 995 / 1000, "{seen} of {}", known.len());
         }
     }
 }

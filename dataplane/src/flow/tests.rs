@@ -64,7 +64,7 @@ mod plain {
             traffic.iter().flatten().copied().fold(NONE, |sum, more| sum + more),
             Traffic::packet(60)
         );
-        assert_eq!(table.bytes(), table.lines.len() * 100 + table.tags.bytes());
+        assert_eq!(table.bytes(), table.lines.len() * 100 + size_of_val(table.tags.words()));
     }
 
     /// Totals take over what the line's words have no room for, packet by packet

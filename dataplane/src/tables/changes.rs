@@ -7,10 +7,10 @@
 //! again only if something has changed that it was judged by, so pods, routes
 //! and policies that come and go elsewhere cost a flow one look at a few numbers.
 //!
-//! That look is not finer than judging is cheap: places are [shared](super::stamps)
-//! by few addresses, and a policy's change concerns all flows of its endpoints in
-//! that direction. To tell which of their peers it concerns would cost the same
-//! lookups as judging does.
+//! Some flows are judged again for nothing: those of few other addresses, which
+//! [share](super::stamps) a place, and all of a policy's endpoints in the direction
+//! that it was edited in. To tell which of their peers an edit is about would cost
+//! the lookups that judging does.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ use super::{PolicyId, Snapshot};
 use crate::addr::Addr;
 use crate::publish::Supersede;
 
-/// More changed keys than these are taken for a change of everything.
+/// So many changed keys are taken for a change of everything.
 const MANY: usize = 1 << 15;
 
 /// When what verdicts follow from has changed last, in generations.
@@ -30,7 +30,7 @@ pub struct Changes {
     endpoints: Addresses,
     /// Of routes, and of prefixes with a class.
     prefixes: Prefixes,
-    /// By number, ingress and egress; none for those that never changed.
+    /// By number, ingress and egress; none beyond the last that has changed.
     policies: Arc<[[u32; 2]]>,
     /// The last change of any policy.
     any_policy: u32,
@@ -43,8 +43,9 @@ pub struct Concern {
     pub local: Addr,
     /// The other end.
     pub remote: Addr,
-    /// Whether the local end began it.
-    pub egress: bool,
+    /// Whether the local end began it, and so its egress policy has decided; `None`
+    /// of fragments, which may belong to an answer.
+    pub egress: Option<bool>,
 }
 
 impl Snapshot {
@@ -62,9 +63,10 @@ impl Snapshot {
     fn policy_changed(&self, generation: u32, flow: &Concern) -> bool {
         let policy = self.endpoints.get(flow.local).and_then(|endpoint| endpoint.policy);
         let changed = |PolicyId(id)| self.changes.policies.get(id as usize);
-        policy
-            .and_then(changed)
-            .is_some_and(|changed| after(changed[usize::from(flow.egress)], generation))
+        policy.and_then(changed).is_some_and(|[ingress, egress]| {
+            flow.egress != Some(true) && after(*ingress, generation)
+                || flow.egress != Some(false) && after(*egress, generation)
+        })
     }
 
     /// Whether the tables are newer than `generation`.
@@ -122,7 +124,7 @@ mod tests {
     }
 
     fn flow(local: u32, remote: u32) -> Concern {
-        Concern { local: addr(local), remote: addr(remote), egress: true }
+        Concern { local: addr(local), remote: addr(remote), egress: Some(true) }
     }
 
     /// The next tables, changed.
@@ -190,7 +192,8 @@ mod tests {
             tables.policies = Policies::new([None, policy(1, 1), policy(1, 1)]);
         });
         let [one, two] = [1, 2].map(|last| flow(last, 9));
-        let answered = Concern { egress: false, ..one };
+        let answered = Concern { egress: Some(false), ..one };
+        let fragments = Concern { egress: None, ..one };
         let same = next(&first, |tables| {
             tables.policies = Policies::new([None, policy(1, 1), policy(1, 1), policy(1, 1)]);
         });
@@ -201,6 +204,7 @@ mod tests {
         });
         assert!(second.concerns(1, &one) && !second.concerns(2, &one));
         assert!(!second.concerns(1, &answered) && !second.concerns(1, &two));
+        assert!(second.concerns(1, &fragments) && !second.concerns(2, &fragments));
         let without = next(&second, |tables| {
             tables.policies = Policies::new([None, policy(1, 2)]);
         });
@@ -226,7 +230,7 @@ mod tests {
     }
 
     /// All that a flow is judged by, as [`crate::enforce`] looks it up; `None` if
-    /// that allows none, for only what was allowed is judged again.
+    /// by that it is dropped without being remembered.
     fn judged_by(
         tables: &Snapshot,
         flow: &Concern,
@@ -235,7 +239,9 @@ mod tests {
         let direction = match local.policy {
             Some(policy) => {
                 let policy = tables.policies.get(policy)?;
-                Some(if flow.egress { policy.egress.clone() } else { policy.ingress.clone() })
+                let ingress = (flow.egress != Some(true)).then(|| policy.ingress.clone());
+                let egress = (flow.egress != Some(false)).then(|| policy.egress.clone());
+                Some((ingress, egress))
             }
             None => None,
         };
@@ -290,7 +296,7 @@ mod tests {
             }
             let now = history.last().expect("there is one");
             for (local, remote) in (0..256u32).map(|at| (at, (at * 7 + 3) % 256)) {
-                for egress in [false, true] {
+                for egress in [Some(false), Some(true), None] {
                     let flow = Concern { egress, ..flow(local, remote) };
                     for then in &history {
                         let by = judged_by(then, &flow);
