@@ -209,10 +209,11 @@ section! {
         /// the CPUs that the daemon was given, the last one first, because the first ones take the
         /// most interrupts.
         restart cpus: Option<CpuList> = None => "\"2-3,6\"",
-        /// What a worker does when there are no packets: "busy", look again at once, for the
-        /// lowest latency and a whole CPU; "sleep" until the kernel reports one, for less than a
-        /// thousandth of a CPU and a later first packet (57 us from device to device at the median
-        /// where busy ones took 13); or "adaptive", look again for a while, then sleep.
+        /// What a worker does when there are no packets: "busy", look again as soon as nobody else
+        /// wants the CPU, for the lowest latency and a whole CPU; "sleep" until the kernel reports
+        /// one, for less than a thousandth of a CPU and a later first packet (57 us from device to
+        /// device at the median where busy ones took 13); or "adaptive", look again for a while,
+        /// then sleep.
         restart idle: Idle = Idle::Adaptive,
         /// Most packets that are handled together, 1 to 256. Larger batches spread fixed costs,
         /// smaller ones have less latency under load.
@@ -232,7 +233,7 @@ section! {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Idle {
-    /// Look again at once.
+    /// Look again as soon as nobody else wants the CPU.
     Busy,
     /// Look again for a while, then sleep.
     Adaptive,
@@ -244,7 +245,7 @@ section! {
     /// What is remembered of connections.
     FlowTable {
         /// Number of places for connections, 1024 to 67108864; taken up to the next power of two.
-        /// Each takes 64 bytes, with counters 96. Plan two for each connection: fuller than half,
+        /// Each takes 69 bytes, with counters 101. Plan two for each connection: fuller than half,
         /// new connections begin to find no place.
         restart entries: u32 = 65_536,
         /// Whether packets and bytes of each connection are counted, for `tieline flows`.

@@ -75,12 +75,17 @@ fn a_run_has_figures_a_page_and_no_silent_gap() {
 
 /// Starts a run, as a shell does in a group of its own, and presses Ctrl-C.
 fn interrupt(out: &Path, until: impl Fn(u32) -> bool, wait: Duration) -> ExitStatus {
-    let mut command = Command::new(PROGRAM);
+    // Whoever runs these tests in the background has them ignore Ctrl-C.
+    let mut command = Command::new("env");
+    command.args(["--default-signal=INT", PROGRAM]);
     command.args(["run", "flood", "--only", "kernel", "--runs", "100", "--out"]).arg(out);
     command.process_group(0).stdout(Stdio::null()).stderr(Stdio::null());
     let mut child = command.spawn().unwrap();
     let started = Instant::now();
-    while !until(child.id()) {
+    let program = fs::canonicalize(PROGRAM).unwrap();
+    let exe = format!("/proc/{}/exe", child.id());
+    let begun = || fs::read_link(&exe).is_ok_and(|exe| exe == program);
+    while !(begun() && until(child.id())) {
         assert!(started.elapsed() < Duration::from_secs(30), "there is no bed");
         std::thread::sleep(Duration::from_millis(2));
     }
