@@ -187,7 +187,9 @@ fn generate(from: &Pod, to: Ipv4Addr) -> u64 {
         port: 9,
     };
     let generated = pktgen.run(&from.netns).unwrap();
-    assert_eq!(generated.errors, 0, "{generated:?}");
+    // A veth refuses what comes while its queue is full, as it is when the emulated
+    // CPU was away; pktgen counts that as an error, and sends another packet.
+    assert!(generated.errors * 20 <= generated.sent, "{generated:?}");
     generated.sent
 }
 
