@@ -24,7 +24,7 @@ function close_binary() {
 /^test .* \.\.\. ok$/ { ok++ }
 /^test .* \.\.\. ignored/ { ignored++ }
 /^test .* \.\.\. FAILED$/ { fell[binary, $2] = 1 }
-section != "" && (binary, section) in fell && !/^$|^failures:$|^test result: / {
+section != "" && (binary, section) in fell && !/^$|^failures:$|^test result: |^ +[0-9]+: |^ +at / {
   said[binary, section, ++lines[binary, section]] = $0
 }
 /^test result: / {
