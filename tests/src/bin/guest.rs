@@ -180,16 +180,16 @@ fn generate(from: &Pod, to: Ipv4Addr) -> u64 {
         cpu: 0,
         packets: GENERATED,
         size: 200,
-        rate: Some(5000),
+        // A veth's queue of 256 has room for what comes while the emulated CPU is
+        // away, up to a quarter of a second.
+        rate: Some(1000),
         mac: "ee:ee:ee:ee:ee:ee".to_owned(),
         addresses: (from.v4, to),
         source_ports: (9, 9),
         port: 9,
     };
     let generated = pktgen.run(&from.netns).unwrap();
-    // A veth refuses what comes while its queue is full, as it is when the emulated
-    // CPU was away; pktgen counts that as an error, and sends another packet.
-    assert!(generated.errors * 20 <= generated.sent, "{generated:?}");
+    assert_eq!(generated.errors, 0, "{generated:?}");
     generated.sent
 }
 
