@@ -99,39 +99,18 @@ mod tests {
 
     #[test]
     fn almost_all_flows_are_seen_at_a_glance() {
-        use super::super::{
-            FlowKey, FlowState, FlowTable, FlowTuple, SLICES, Tick, Timeouts, Traffic,
-        };
-        use crate::addr::Addr;
-        use crate::tables::{RuleId, VtepId};
+        use crate::flow::tests::{plain::tuple, state};
+        use crate::flow::{FlowTable, FlowTuple, SLICES, Tick, Timeouts, Traffic};
 
         let table = FlowTable::new(1 << 16, Timeouts::default());
-        let flow = |number: u32| {
-            let low = Addr::from_v4_bytes([10, 0, 0, 1]);
-            let high = Addr::from_v4_bytes((0x0b00_0000 + number).to_be_bytes());
-            let key = FlowKey { low, high, tuple: 17 << 24, fragment: false };
-            FlowTuple { key, from_low: true, hash: table.hasher().hash(low, high, key.tuple) }
-        };
-        let state = FlowState {
-            allow: true,
-            from_low: true,
-            low_is_local: true,
-            replied: false,
-            established: false,
-            fin_initiator: false,
-            fin_responder: false,
-            reset: false,
-            vtep: VtepId(1),
-            rule: RuleId(1),
-            generation: 1,
-        };
+        let flow = |number: u32| tuple(&table, number, 17);
         // Twice: lines of flows that are over are taken over by others.
         for round in 1..3u32 {
             let now = Tick(round * 100_000_000);
             let _swept: usize = (0..2 * SLICES).map(|_| table.sweep(now)).sum();
             let flows = (round << 16)..(round << 16) + (1 << 15);
             for number in flows.clone() {
-                table.insert(&flow(number), &state, Traffic::default(), now).unwrap();
+                table.insert(&flow(number), &state(1), Traffic::default(), now).unwrap();
             }
             // A few have given way to others.
             let known = flows.map(flow).filter(|flow| table.find(flow, now).is_ok());

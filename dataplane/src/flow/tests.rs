@@ -5,7 +5,7 @@ use crate::tables::{RuleId, VtepId};
 /// What a flow begins with that is not counted.
 const NONE: Traffic = Traffic { packets: 0, bytes: 0 };
 
-fn state(vtep: u32) -> FlowState {
+pub(super) fn state(vtep: u32) -> FlowState {
     FlowState {
         allow: true,
         from_low: true,
@@ -22,7 +22,7 @@ fn state(vtep: u32) -> FlowState {
 }
 
 #[cfg(not(loom))]
-mod plain {
+pub(super) mod plain {
     use super::*;
     use proptest::prelude::*;
     use std::collections::HashMap;
@@ -31,7 +31,7 @@ mod plain {
     const TCP: u64 = protocol::TCP as u64;
     const UDP: u64 = protocol::UDP as u64;
 
-    fn tuple(table: &FlowTable, number: u32, protocol: u64) -> FlowTuple {
+    pub(in crate::flow) fn tuple(table: &FlowTable, number: u32, protocol: u64) -> FlowTuple {
         let key = FlowKey {
             low: Addr::from_v4_bytes(number.to_be_bytes()),
             high: Addr::from_v4_bytes([255, 0, 0, 1]),
