@@ -1,13 +1,15 @@
 //! Requests to one API server.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use http_body_util::BodyExt;
 use hyper::header::{ACCEPT_ENCODING, RETRY_AFTER};
-use hyper::{Request, Response};
+use hyper::{Request, Response, StatusCode};
 use kube::client::Body;
 use kube::{Client, Config};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::failure::{Cause, Failure};
 use super::wire::Status;
@@ -23,6 +25,12 @@ const LONGEST_REFUSAL: usize = 64 << 10;
 /// What `/readyz` says is not done while custom resources, or what is told of
 /// them, are not all known: its own hooks, which each start goes through once.
 const STARTING: [&str; 2] = ["poststarthook/", "autoregister-completion"];
+/// How long a server may take, from its first answer, to know its roles. Until
+/// then it forbids everything to everybody, `/readyz` too; one that forbids it
+/// for longer has been told to.
+const ROLES: Duration = Duration::from_secs(10);
+/// Between two questions for it.
+const ROLES_AGAIN: Duration = Duration::from_millis(500);
 
 /// An API server, as reached in one way.
 #[derive(Clone)]
@@ -31,6 +39,8 @@ pub(super) struct Api {
     server: String,
     /// How long it may take to answer.
     patience: Duration,
+    /// Whether it is left to itself to tell that it starts: `/readyz` is forbidden.
+    untold: Arc<AtomicBool>,
 }
 
 impl Api {
@@ -42,7 +52,7 @@ impl Api {
         config.read_timeout = None;
         config.default_retry = false;
         let client = client(config, patience).await?;
-        Ok(Self { client, server, patience })
+        Ok(Self { client, server, patience, untold: Arc::default() })
     }
 
     pub(super) fn failure(&self, cause: Cause) -> Failure {
@@ -118,16 +128,28 @@ impl Api {
         }
     }
 
-    /// Fails while the server starts and does not know its custom resources yet:
-    /// what it says that it has not, it may well have. Everybody may ask.
+    /// Fails while the server starts and does not know its custom resources or
+    /// roles yet: what it says that it has not, or forbids, it may well have or
+    /// allow. Everybody may ask, by Kubernetes' own roles. Where that was changed,
+    /// it can't be told after the first seconds.
     pub(super) async fn settled(&self) -> Result<(), Failure> {
-        let response = self.ask("/readyz").await?;
-        if !response.status().is_server_error() {
-            return Ok(());
+        let begun = Instant::now();
+        while !self.untold.load(Relaxed) {
+            let response = self.ask("/readyz").await?;
+            let status = response.status();
+            if status == StatusCode::FORBIDDEN {
+                self.untold.store(begun.elapsed() >= ROLES, Relaxed);
+                sleep(ROLES_AGAIN).await;
+                continue;
+            }
+            if !status.is_server_error() {
+                break;
+            }
+            let text = self.body(response, LONGEST_REFUSAL).await?;
+            let starting = is_starting(&String::from_utf8_lossy(&text));
+            return if starting { Err(self.failure(Cause::Starting)) } else { Ok(()) };
         }
-        let text = self.body(response, LONGEST_REFUSAL).await?;
-        let text = String::from_utf8_lossy(&text);
-        if is_starting(&text) { Err(self.failure(Cause::Starting)) } else { Ok(()) }
+        Ok(())
     }
 
     /// The whole answer to a request.
@@ -214,17 +236,4 @@ fn is_starting(text: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::is_starting;
-
-    #[test]
-    fn a_server_starts_until_its_hooks_are_done() {
-        let text = |failing: &str| {
-            format!("[+]ping ok\n[-]{failing} failed: reason withheld\n[+]shutdown ok\n")
-        };
-        assert!(is_starting(&text("poststarthook/start-apiextensions-controllers")));
-        assert!(is_starting(&text("autoregister-completion")));
-        assert!(!is_starting(&text("etcd-readiness")));
-        assert!(!is_starting("[+]poststarthook/rbac/bootstrap-roles ok\n"));
-    }
-}
+mod tests;

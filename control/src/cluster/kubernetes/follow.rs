@@ -107,8 +107,8 @@ pub(super) async fn follow<K: Clone, T>(
             Err(failure) => match &failure.cause {
                 Cause::Gone if feed.version.take().is_some() => continue,
                 // What was there is not gone because of one answer; a server that
-                // starts denies all custom resources at first.
-                Cause::NotFound if !sure => {
+                // starts denies all custom resources at first, and all rights.
+                Cause::NotFound | Cause::Forbidden(_) if !sure => {
                     let known = feed.version.take().is_some();
                     settled = feed.api.settled().await.is_ok();
                     if known || !settled { ASK_AGAIN } else { Duration::ZERO }
