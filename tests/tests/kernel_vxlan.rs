@@ -94,7 +94,8 @@ fn by_every_kind_of_port() {
     }
 }
 
-/// The kernel at the other end spreads what it sends over the queues.
+/// The kernel at the other end spreads what it sends over the queues, flow by
+/// flow: there are several hundred, so that none gets hardly any by chance.
 #[test]
 fn several_queues_are_shared_out_among_the_workers() {
     let four = |workers| Setup { queues: 4, workers: Some(workers), ..Setup::new(Outer::Both) };
@@ -102,7 +103,7 @@ fn several_queues_are_shared_out_among_the_workers() {
         (1, vec![("eth0:0,1,2,3", vec![0, 1, 2, 3])]),
         (2, vec![("eth0:0,2", vec![0, 2]), ("eth0:1,3", vec![1, 3])]),
     ] {
-        let status = everything_passes(four(workers), 97);
+        let status = everything_passes(four(workers), 7);
         let all = status["workers"].as_array().unwrap();
         assert_eq!(all.len(), shares.len(), "{status}");
         for (worker, (name, queues)) in all.iter().zip(shares) {
