@@ -21,10 +21,11 @@
 
 use crate::hint::Slab;
 use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
-use crate::tables::{Concern, RuleId, VtepId};
+use crate::tables::RuleId;
 use crate::wire::{protocol, tcp};
 
 mod counts;
+mod found;
 mod hash;
 mod key;
 mod line;
@@ -34,6 +35,7 @@ mod time;
 
 use counts::Totals;
 pub use counts::Traffic;
+pub use found::{Found, Glimpse, NotFound, Refused, Seen};
 pub use hash::FlowHasher;
 pub use key::{FlowKey, FlowTuple};
 pub use line::FlowState;
@@ -47,99 +49,6 @@ pub use time::{TICK_MS, Tick, Timeouts};
 
 /// Lines that one flow may stand in.
 pub const WINDOW: usize = if cfg!(loom) { 3 } else { 16 };
-
-/// Why a flow was not remembered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
-    /// All lines that it may stand in hold established flows.
-    #[error("no place is left for a new flow")]
-    Full,
-    /// Another worker was writing where it may stand, for too long.
-    #[error("an entry that may be the flow's was being written")]
-    Busy,
-}
-
-/// Why a flow was not found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NotFound {
-    /// It is not known, or has been idle for too long.
-    #[error("the flow is not known")]
-    Unknown,
-    /// Another worker was writing where it may stand, for too long: it may be
-    /// known, and even denied.
-    #[error("an entry that may be the flow's was being written")]
-    Busy,
-}
-
-/// A flow that was found, and where.
-#[derive(Clone, Copy, Debug)]
-pub struct Found {
-    line: usize,
-    words: Words,
-    rule: RuleId,
-}
-
-impl Found {
-    /// What is remembered of the flow.
-    #[inline(always)]
-    pub fn state(&self) -> FlowState {
-        self.words.flow(self.rule)
-    }
-
-    /// The part of it that a packet needs.
-    pub fn glimpse(&self) -> Glimpse {
-        Glimpse::new(self.line, &self.words)
-    }
-}
-
-/// What a packet needs to know of its flow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Glimpse {
-    line: usize,
-    sequence: u32,
-    state: u32,
-    seen: u64,
-}
-
-impl Glimpse {
-    #[inline(always)]
-    fn new(line: usize, words: &Words) -> Self {
-        let Words { sequence, state, seen, .. } = *words;
-        Self { line, sequence, state, seen }
-    }
-
-    /// The VTEP of the remote end.
-    #[inline(always)]
-    pub const fn vtep(&self) -> VtepId {
-        line::vtep(self.state)
-    }
-
-    /// What a change of the tables has to be about to concern the flow, which is
-    /// that of `key`.
-    pub fn concern(&self, key: &FlowKey) -> Concern {
-        line::concern(self.state, key)
-    }
-
-    /// Low 32 bits of the generation of the tables that the flow was judged by.
-    #[inline]
-    pub const fn generation(&self) -> u32 {
-        (self.seen >> 32) as u32
-    }
-}
-
-/// A live flow, as seen from outside.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Seen {
-    /// Its name.
-    pub key: FlowKey,
-    /// What is remembered of it.
-    pub state: FlowState,
-    /// When its last packet was noted: up to a second before it came.
-    pub last: Tick,
-    /// What has come from its low and from its high end; nothing where flows are
-    /// not counted.
-    pub traffic: [Traffic; 2],
-}
 
 /// The table.
 pub struct FlowTable {
