@@ -61,8 +61,6 @@ fn read<M: Memory>(cx: &Context<'_>, expected: &Expected, memory: &M, stride: &m
 
 #[inline]
 fn finish<M: Memory>(cx: &Context<'_>, memory: &mut M, stride: &mut Stride<'_>, tally: &mut Tally) {
-    // Counted here first: in registers.
-    let (mut packets, mut bytes) = (0, 0);
     for (frame, verdict, work) in stride.iter() {
         if *verdict != Verdict::Local {
             continue;
@@ -71,14 +69,12 @@ fn finish<M: Memory>(cx: &Context<'_>, memory: &mut M, stride: &mut Stride<'_>, 
         let outcome = enforce(cx, work, || memory.bytes(frame), origin, tally);
         match outcome.and_then(|_| rewrite(cx, memory, frame, work)) {
             Ok(()) => {
-                packets += 1;
-                bytes += u64::from(frame.len);
+                tally.decapsulated_packets += 1;
+                tally.decapsulated_bytes += u64::from(frame.len);
             }
             Err(reason) => *verdict = Verdict::Drop(reason),
         }
     }
-    tally.decapsulated_packets += packets;
-    tally.decapsulated_bytes += bytes;
 }
 
 /// The outer IP header, read.

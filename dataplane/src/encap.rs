@@ -44,8 +44,6 @@ fn read<M: Memory>(cx: &Context<'_>, memory: &M, stride: &mut Stride<'_>) {
 
 #[inline]
 fn finish<M: Memory>(cx: &Context<'_>, memory: &mut M, stride: &mut Stride<'_>, tally: &mut Tally) {
-    // Counted here first: in registers.
-    let (mut packets, mut bytes) = (0, 0);
     for (frame, verdict, work) in stride.iter() {
         if *verdict != Verdict::Forward {
             continue;
@@ -54,14 +52,12 @@ fn finish<M: Memory>(cx: &Context<'_>, memory: &mut M, stride: &mut Stride<'_>, 
         let outcome = enforce(cx, work, || memory.bytes(frame), Origin::Gateway, tally);
         match outcome.and_then(|vtep| rewrite(cx, memory, frame, vtep, work)) {
             Ok(()) => {
-                packets += 1;
-                bytes += u64::from(len);
+                tally.encapsulated_packets += 1;
+                tally.encapsulated_bytes += u64::from(len);
             }
             Err(reason) => *verdict = Verdict::Drop(reason),
         }
     }
-    tally.encapsulated_packets += packets;
-    tally.encapsulated_bytes += bytes;
 }
 
 /// Puts the outer headers in front of the frame, and its inner MACs into it.

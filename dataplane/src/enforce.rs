@@ -65,7 +65,7 @@ pub(crate) fn enforce<'f>(
     if work.ordinary
         && let Some(found) =
             cx.flows.glance(work.line, &work.tuple, origin == Origin::Gateway, cx.now)
-        && (found.generation() == cx.tables.generation as u32 || holds(cx, &work.tuple, &found))
+        && (found.generation() == cx.tables.generation as u32 || holds(cx, &work.tuple, found))
         && is_sender(cx, origin, found.vtep())
     {
         tally.flow_hits += 1;
@@ -86,15 +86,16 @@ fn is_sender(cx: &Context<'_>, origin: Origin, vtep: VtepId) -> bool {
     }
 }
 
-/// Whether what was decided about a flow holds by the tables of now, too.
+/// Whether what was decided about a flow holds by the tables of now, too. By
+/// value: what is lent out has to be in memory.
 #[inline(never)]
-fn holds(cx: &Context<'_>, tuple: &FlowTuple, found: &Glimpse) -> bool {
+fn holds(cx: &Context<'_>, tuple: &FlowTuple, found: Glimpse) -> bool {
     if !cx.tables.is_newer_than(found.generation()) {
         return true;
     }
     let holds = !cx.tables.concerns(found.generation(), &found.concern(&tuple.key));
     if holds {
-        cx.flows.confirm(found, cx.tables.generation as u32);
+        cx.flows.confirm(&found, cx.tables.generation as u32);
     }
     holds
 }
@@ -150,7 +151,7 @@ fn known(
     tally: &mut Tally,
 ) -> Result<VtepId, DropReason> {
     let state = found.state();
-    if !holds(cx, tuple, &found.glimpse()) {
+    if !holds(cx, tuple, found.glimpse()) {
         tally.flow_rejudged += 1;
         return known_anew(cx, packet, tuple, origin, *found);
     }
@@ -361,7 +362,7 @@ fn about_known_flow(cx: &Context<'_>, packet: &Packet, frame: &[u8]) -> Option<R
     }
     let tuple = FlowTuple::of(&quoted, cx.tables.overlay.vni, cx.flows.hasher());
     let found = cx.flows.find(&tuple, cx.now).ok()?;
-    let allowed = found.state().allow && holds(cx, &tuple, &found.glimpse());
+    let allowed = found.state().allow && holds(cx, &tuple, found.glimpse());
     allowed.then_some(found.state().rule)
 }
 
