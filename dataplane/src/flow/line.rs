@@ -18,7 +18,6 @@ use super::{FlowKey, Tick};
 use crate::addr::Addr;
 use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
 use crate::tables::{Concern, RuleId, VtepId};
-use crate::wire::protocol;
 
 /// Times that a reader looks again at a line that is being written.
 const PATIENCE: u32 = if cfg!(loom) { 1 } else { 100 };
@@ -34,7 +33,7 @@ pub struct FlowState {
     pub low_is_local: bool,
     /// Whether the other end has answered.
     pub replied: bool,
-    /// TCP: whether the end that began has gone on after the answer.
+    /// Whether the end that began has gone on after the answer.
     pub established: bool,
     /// TCP: the end that began has sent FIN.
     pub fin_initiator: bool,
@@ -361,11 +360,8 @@ impl Words {
     #[inline(always)]
     pub(super) fn learns(&self, from_low: bool) -> bool {
         let from_initiator = (self.state & FROM_LOW != 0) == from_low;
-        if from_initiator {
-            self.state & (REPLIED | ESTABLISHED) == REPLIED && self.protocol() == protocol::TCP
-        } else {
-            self.state & REPLIED == 0
-        }
+        // Nothing but an answer, nothing but what follows it.
+        self.state & (REPLIED | ESTABLISHED) == if from_initiator { REPLIED } else { 0 }
     }
 
     pub(super) fn protocol(&self) -> u8 {

@@ -253,10 +253,7 @@ impl FlowTable {
         let from_initiator = from_low == found.state().from_low;
         if !from_initiator {
             bits |= REPLIED;
-        } else if known & (REPLIED | ESTABLISHED) == REPLIED
-            && tcp_flags & tcp::SYN == 0
-            && found.words.protocol() == protocol::TCP
-        {
+        } else if known & (REPLIED | ESTABLISHED) == REPLIED && tcp_flags & tcp::SYN == 0 {
             bits |= ESTABLISHED;
         }
         if tcp_flags & (tcp::FIN | tcp::RST) != 0 && found.words.protocol() == protocol::TCP {

@@ -145,7 +145,8 @@ pub(super) mod plain {
                 from_low: bit(1),
                 low_is_local: bit(2),
                 replied: bit(3),
-                established: bit(4),
+                // Only an answer makes it so.
+                established: bit(3) && bit(4),
                 ..state(7)
             };
             let flow =
