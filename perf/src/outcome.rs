@@ -134,9 +134,7 @@ impl Measure {
 impl Row {
     /// A row from its runs.
     pub(crate) fn new(at: &Place, measure: Measure, runs: Vec<f64>) -> Self {
-        let median = quantile(&runs, 0.5);
-        let spread = half_width(&runs).map(|half| if half == 0.0 { 0.0 } else { half / median });
-        Self {
+        let mut row = Self {
             scenario: at.scenario.clone(),
             subject: at.subject.clone(),
             case: at.case.clone(),
@@ -144,11 +142,21 @@ impl Row {
             unit: measure.unit.to_owned(),
             more_is_better: measure.more_is_better,
             x: at.x,
-            runs,
-            median,
-            spread: spread.filter(|spread| spread.is_finite()),
+            runs: Vec::new(),
+            median: f64::NAN,
+            spread: None,
             repeat: format!("tieline-perf run {} --only {}{}", at.scenario, at.subject, at.options),
-        }
+        };
+        row.add(runs);
+        row
+    }
+
+    /// Takes in more runs of the same.
+    fn add(&mut self, runs: Vec<f64>) {
+        self.runs.extend(runs);
+        self.median = quantile(&self.runs, 0.5);
+        let part = |half| if half == 0.0 { 0.0 } else { half / self.median };
+        self.spread = half_width(&self.runs).map(part).filter(|spread| spread.is_finite());
     }
 
     /// The range of all runs, and the probability that the median of many more
@@ -227,6 +235,22 @@ impl Place {
 }
 
 impl Results {
+    /// Takes in what a turn has found: more runs of what is there, or new rows.
+    pub(crate) fn add(&mut self, found: Found) {
+        for row in found.rows {
+            let like = |known: &&mut Row| known.subject == row.subject && known.is_like(&row);
+            match self.rows.iter_mut().find(like) {
+                Some(known) => known.add(row.runs),
+                None => self.rows.push(row),
+            }
+        }
+        for gap in found.gaps {
+            if !self.gaps.contains(&gap) {
+                self.gaps.push(gap);
+            }
+        }
+    }
+
     /// The row of a subject like another row.
     pub(crate) fn of(&self, subject: &str, like: &Row) -> Option<&Row> {
         self.rows.iter().find(|row| row.subject == subject && row.is_like(like))
@@ -321,6 +345,22 @@ mod tests {
         // What is written can be read, without a spread too.
         let text = serde_json::to_string(&row(&[5.0])).unwrap();
         assert_eq!(serde_json::from_str::<Row>(&text).unwrap(), row(&[5.0]));
+    }
+
+    #[test]
+    fn turns_add_to_what_is_there() {
+        let found = |runs: &[f64]| Found {
+            rows: vec![row(runs)],
+            gaps: vec![Gap { scenario: "x".into(), subject: "x".into(), reason: "y".into() }],
+        };
+        let mut results = Results::default();
+        results.add(found(&[3.0, 1.0]));
+        results.add(found(&[8.0]));
+        assert_eq!((results.rows.len(), results.gaps.len()), (1, 1));
+        assert_eq!(results.rows, [row(&[3.0, 1.0, 8.0])]);
+        let other = Row { subject: "z".into(), ..row(&[1.0]) };
+        results.add(Found { rows: vec![other], gaps: Vec::new() });
+        assert_eq!(results.rows.len(), 2);
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use crate::bed::{Cpus, Offloads};
 use crate::flows::Load;
 use crate::iperf;
-use crate::outcome::{About, BASELINE, human};
+use crate::outcome::{About, BASELINE, Place, human};
 use crate::stream::{Capture, Shape};
 use crate::subject::{
     Inside, Kernel, Ovs, Program, Remote, Sockets, Subject, Tieline, Vpp, Way, Wire, renamed,
@@ -23,6 +23,36 @@ pub(crate) struct Step {
     pub(crate) case: String,
     /// The number that a sweep is over.
     pub(crate) x: Option<f64>,
+}
+
+impl Step {
+    /// How it is measured, turn by turn. Very many flows take longer to be made
+    /// known than to be measured: they have one turn.
+    pub(crate) fn turns(&self, effort: Effort) -> Vec<Effort> {
+        let turns = if self.load.flows > FLOWS[1] { 1 } else { effort.turns };
+        Effort { turns, ..effort }.in_turns().collect()
+    }
+
+    /// Where its figures belong; `options` is what else repeats them.
+    pub(crate) fn place(&self, options: &str) -> Place {
+        Place {
+            scenario: self.scenario.to_owned(),
+            subject: self.subject.name(),
+            case: self.case.clone(),
+            x: self.x,
+            options: options.to_owned(),
+        }
+    }
+
+    /// Seconds that it takes about.
+    fn seconds(&self, effort: Effort) -> f64 {
+        self.turns(effort).into_iter().map(|effort| self.work.seconds(effort)).sum()
+    }
+}
+
+/// Steps that are compared with each other, which take turns.
+pub(crate) fn cases(steps: &[Step]) -> impl Iterator<Item = &[Step]> {
+    steps.chunk_by(|one, other| (one.scenario, &one.case) == (other.scenario, &other.case))
 }
 
 /// What a sweep is over, for the axis of its plot.
@@ -433,7 +463,7 @@ fn count(flows: u32) -> String {
 
 /// Seconds that some steps take about.
 pub(crate) fn seconds(steps: &[Step], effort: Effort) -> f64 {
-    steps.iter().map(|step| step.work.seconds(effort)).sum()
+    steps.iter().map(|step| step.seconds(effort)).sum()
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! `tieline-perf run`: the steps of the chosen scenarios one after the other.
+//! `tieline-perf run`: the steps of the chosen scenarios, those of one case in turns.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -15,7 +15,7 @@ use crate::bars;
 use crate::bed::{Bed, Cpus, pin};
 use crate::devices::Devices;
 use crate::machine::{Machine, load};
-use crate::outcome::{About, Found, Gap, Place, Results, Row, SCHEMA};
+use crate::outcome::{About, Found, Gap, Results, SCHEMA};
 use crate::page;
 use crate::plan::{self, Choice, SCENARIOS, Scenario, Step};
 use crate::priority::First;
@@ -191,46 +191,76 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let effort = options.effort()?;
     // A run without steps has gaps to tell.
     page::write(&results, &options.out)?;
-    let mut progress = Progress::new(plan::seconds(&steps, effort), steps.len());
-    for step in &steps {
-        progress.next(step, effort);
-        let at = Place {
-            scenario: step.scenario.to_owned(),
-            subject: step.subject.name(),
-            case: step.case.clone(),
-            x: step.x,
-            options: options.to_repeat(),
-        };
-        let mut offloads = String::new();
-        let bed = || Bed::new(held.lab()?, cpus, devices.clone(), step.subject.cpus());
-        let found = bed().and_then(|bed| {
+    let progress = Progress::new(&steps, effort);
+    let (repeat, out) = (options.to_repeat(), options.out.clone());
+    let mut session = Session { held, cpus, devices, repeat, out, results, progress };
+    for steps in plan::cases(&steps) {
+        session.case(steps, effort)?;
+    }
+    let results = session.results;
+    print!("{}", page::markdown(&results));
+    println!("\nwritten: {}", options.out.join("report.html").display());
+    let missed = results.bars.iter().any(|bar| bar.met == Some(false));
+    Ok(ExitCode::from(u8::from(missed)))
+}
+
+/// A run, as far as it has got.
+struct Session {
+    held: Held,
+    cpus: Cpus,
+    devices: Option<Arc<Devices>>,
+    /// Options that a line alone is repeated with.
+    repeat: String,
+    out: PathBuf,
+    results: Results,
+    progress: Progress,
+}
+
+impl Session {
+    /// Measures what is compared with each other, each as often as the others, in
+    /// turns. One that can't be measured has one turn.
+    fn case(&mut self, steps: &[Step], effort: Effort) -> anyhow::Result<()> {
+        let mut all: Vec<_> = steps.iter().map(|step| (step, step.turns(effort))).collect();
+        while all.iter().any(|(_, turns)| !turns.is_empty()) {
+            for (step, turns) in &mut all {
+                let Some(effort) = turns.pop() else { continue };
+                if !self.turn(step, effort)? {
+                    turns.clear();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Measures a step once; whether it can be.
+    fn turn(&mut self, step: &Step, effort: Effort) -> anyhow::Result<bool> {
+        self.progress.next(step, effort);
+        let at = step.place(&self.repeat);
+        let bed = self
+            .held
+            .lab()
+            .and_then(|lab| Bed::new(lab, self.cpus, self.devices.clone(), step.subject.cpus()));
+        let found = bed.and_then(|bed| {
             let found = measure(&bed, &*step.subject, step.load, step.work, effort, &at);
-            offloads = bed.offloads_text();
+            note_offloads(&mut self.results.offloads, bed.offloads_text(), step);
             found
         });
-        // A step that a signal has ended has found nothing.
-        held.go_on();
+        // One that a signal has ended has found nothing.
+        self.held.go_on();
+        let can_be = found.is_ok();
         let found = found.unwrap_or_else(|error| {
             let mut found = Found::default();
             found.gap(&at, format!("{error:#}"));
             found
         });
-        if !offloads.is_empty() {
-            note_offloads(&mut results.offloads, offloads, step);
-        }
-        found.rows.iter().for_each(|row| progress.tell(row));
-        found.gaps.iter().for_each(|gap| eprintln!("    not measured: {}", gap.reason));
-        results.rows.extend(found.rows);
-        results.gaps.extend(found.gaps);
+        self.progress.tell(&found);
         // What was measured stays, whatever becomes of the rest.
-        results.machine.load[1] = load();
-        results.bars = bars::judge(&results);
-        page::write(&results, &options.out)?;
+        self.results.add(found);
+        self.results.machine.load[1] = load();
+        self.results.bars = bars::judge(&self.results);
+        page::write(&self.results, &self.out)?;
+        Ok(can_be)
     }
-    print!("{}", page::markdown(&results));
-    println!("\nwritten: {}", options.out.join("report.html").display());
-    let missed = results.bars.iter().any(|bar| bar.met == Some(false));
-    Ok(ExitCode::from(u8::from(missed)))
 }
 
 fn chosen(options: &Options) -> anyhow::Result<Vec<&'static Scenario>> {
@@ -261,7 +291,7 @@ fn begin(cpus: Cpus, devices: Option<&Devices>, chosen: &[&Scenario], steps: &[S
              hand-over to the router (the copy into an AF_XDP socket's memory; for the kernel the \
              making of an skb) is done on the generator's CPU for every subject; the kernel's forwarding is \
              taken to the router's CPU by receive packet steering, and the far end's drop is \
-             there as well, for every subject. Our processes and ksoftirqd run with the highest niceness.",
+             there as well, for every subject. The subjects of a case take turns. Our processes and ksoftirqd run with the highest niceness.",
             cpus.router,
             cpus.second.map_or(String::new(), |(router, sender)| format!(
                 ", and CPU {router} for one on two, with a second generator on CPU {sender}"
@@ -389,13 +419,15 @@ struct Progress {
     started: Instant,
     total: f64,
     done: f64,
-    steps: usize,
-    step: usize,
+    turns: usize,
+    turn: usize,
 }
 
 impl Progress {
-    fn new(total: f64, steps: usize) -> Self {
-        Self { started: Instant::now(), total, done: 0.0, steps, step: 0 }
+    fn new(steps: &[Step], effort: Effort) -> Self {
+        let turns = steps.iter().map(|step| step.turns(effort).len()).sum();
+        let total = plan::seconds(steps, effort);
+        Self { started: Instant::now(), total, done: 0.0, turns, turn: 0 }
     }
 
     fn next(&mut self, step: &Step, effort: Effort) {
@@ -403,12 +435,12 @@ impl Progress {
         let pace =
             if self.done > 10.0 { self.started.elapsed().as_secs_f64() / self.done } else { 1.0 };
         let left = Duration::from_secs_f64((self.total - self.done).max(0.0) * pace);
-        self.step += 1;
+        self.turn += 1;
         self.done += step.work.seconds(effort);
         eprintln!(
             "[{}/{}, {}:{:02} left] {}: {}, {}",
-            self.step,
-            self.steps,
+            self.turn,
+            self.turns,
             left.as_secs() / 60,
             left.as_secs() % 60,
             step.scenario,
@@ -417,9 +449,12 @@ impl Progress {
         );
     }
 
-    fn tell(&self, row: &Row) {
-        let value = crate::outcome::human(row.median, &row.unit);
-        eprintln!("    {}: {value} +/- {}", row.measure, row.spread_text());
+    fn tell(&self, found: &Found) {
+        for row in &found.rows {
+            let value = crate::outcome::human(row.median, &row.unit);
+            eprintln!("    {}: {value} +/- {}", row.measure, row.spread_text());
+        }
+        found.gaps.iter().for_each(|gap| eprintln!("    not measured: {}", gap.reason));
     }
 }
 

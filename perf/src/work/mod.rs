@@ -26,6 +26,9 @@ use rates::IDLE_RATE;
 pub(crate) struct Effort {
     /// Runs, of which the median counts.
     pub(crate) runs: usize,
+    /// Turns that these are divided into: what else the machine does changes from
+    /// minute to minute, and is to hit all subjects of a case alike.
+    pub(crate) turns: usize,
     /// Length of each.
     pub(crate) trial: Duration,
     /// Steps of a search for a rate: each halves what is open.
@@ -42,7 +45,8 @@ pub(crate) struct Effort {
 
 impl Effort {
     pub(crate) const FULL: Self = Self {
-        runs: 5,
+        runs: 6,
+        turns: 3,
         trial: Duration::from_millis(300),
         steps: 7,
         loss: 10e-6,
@@ -52,6 +56,7 @@ impl Effort {
     /// Without CPU time in ticks.
     pub(crate) const QUICK: Self = Self {
         runs: 3,
+        turns: 1,
         trial: Duration::from_millis(100),
         steps: 5,
         packets: 2000.0,
@@ -61,6 +66,13 @@ impl Effort {
     /// To see whether it works, not how well.
     pub(crate) const SHORTEST: Self =
         Self { runs: 1, trial: Duration::from_millis(20), steps: 2, packets: 20.0, ..Self::QUICK };
+
+    /// The efforts of each turn, which have all runs together.
+    pub(crate) fn in_turns(self) -> impl Iterator<Item = Self> {
+        let turns = self.turns.clamp(1, self.runs.max(1));
+        let (each, more) = (self.runs / turns, self.runs % turns);
+        (0..turns).map(move |turn| Self { runs: each + usize::from(turn < more), turns: 1, ..self })
+    }
 
     /// Searches for a rate: each has many trials.
     fn searches(self) -> usize {
@@ -360,4 +372,18 @@ fn interruption(mut rig: Rig<'_>, effort: Effort, at: &Place) -> anyhow::Result<
         Err(error) => return Err(error),
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn turns_have_all_runs_together() {
+        for (runs, turns, wanted) in [(6, 3, &[2, 2, 2][..]), (5, 3, &[2, 2, 1]), (1, 3, &[1])] {
+            let effort = Effort { runs, turns, ..Effort::FULL };
+            let all: Vec<usize> = effort.in_turns().map(|turn| turn.runs).collect();
+            assert_eq!(all, wanted);
+        }
+    }
 }
