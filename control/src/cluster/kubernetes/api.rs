@@ -39,8 +39,8 @@ pub(super) struct Api {
     server: String,
     /// How long it may take to answer.
     patience: Duration,
-    /// Whether it is left to itself to tell that it starts: `/readyz` is forbidden.
-    untold: Arc<AtomicBool>,
+    /// Whether `/readyz` stays forbidden, so that nobody can tell when it starts.
+    readyz_forbidden: Arc<AtomicBool>,
 }
 
 impl Api {
@@ -52,7 +52,7 @@ impl Api {
         config.read_timeout = None;
         config.default_retry = false;
         let client = client(config, patience).await?;
-        Ok(Self { client, server, patience, untold: Arc::default() })
+        Ok(Self { client, server, patience, readyz_forbidden: Arc::default() })
     }
 
     pub(super) fn failure(&self, cause: Cause) -> Failure {
@@ -134,11 +134,11 @@ impl Api {
     /// it can't be told after the first seconds.
     pub(super) async fn settled(&self) -> Result<(), Failure> {
         let begun = Instant::now();
-        while !self.untold.load(Relaxed) {
+        while !self.readyz_forbidden.load(Relaxed) {
             let response = self.ask("/readyz").await?;
             let status = response.status();
             if status == StatusCode::FORBIDDEN {
-                self.untold.store(begun.elapsed() >= ROLES, Relaxed);
+                self.readyz_forbidden.store(begun.elapsed() >= ROLES, Relaxed);
                 sleep(ROLES_AGAIN).await;
                 continue;
             }

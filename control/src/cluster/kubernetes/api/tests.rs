@@ -67,7 +67,7 @@ async fn a_server_that_knows_no_roles_yet_has_not_settled() {
 async fn who_may_never_ask_does_not_wait_for_ever() {
     let api = after_each_other(&[(403, "forbidden")]).await;
     assert!(api.settled().await.is_ok());
-    assert!(api.untold.load(Relaxed));
+    assert!(api.readyz_forbidden.load(Relaxed));
     // Once is enough.
     tokio::time::timeout(ROLES / 2, api.clone().settled()).await.unwrap().unwrap();
 }
